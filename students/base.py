@@ -1,0 +1,182 @@
+"""What a student is, and how its network evaluations are counted."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from students.diffusion.denoiser import guided
+from students.diffusion.grids import make_grid
+from students.diffusion.noise import SeedNoise
+from students.errors import FewstepError, UnsupportedSteps
+
+
+class Student:
+    """Turns seeds into samples in `n_steps`. Subclasses implement `generate`.
+
+    shape: of one sample: (C, H, W) for images, (D,) for vectors.
+    classes, prior: the number of classes (None if unconditional) and their probabilities.
+    supported_steps: the step counts that make sense, a container.
+    options: whatever else can change its samples, as plain JSON values; part of a cell's identity.
+    """
+
+    name = "student"
+    shape: tuple[int, ...]
+    classes: int | None = None
+    prior: Tensor | None = None
+    supported_steps = range(1, 1001)
+    device = torch.device("cpu")
+    options: dict = {}
+
+    def generate(self, n_steps: int, noise: SeedNoise, labels: Tensor | None, guidance: float) -> Tensor:
+        """Samples (len(noise.seeds), *shape), not yet clamped. All randomness comes from `noise`."""
+        raise NotImplementedError
+
+    def networks(self) -> list[nn.Module]:
+        """The modules whose calls are network evaluations."""
+        return [value for value in vars(self).values() if isinstance(value, nn.Module)]
+
+    @torch.inference_mode()
+    def sample(self, n_steps: int, seeds=range(16), labels=None, guidance: float = 1.0) -> Tensor:
+        """One sample per seed, float32: (N, C, H, W) in [-1, 1], or (N, D).
+
+        labels: (N,) classes; None draws each seed's class from the prior. guidance: w of classifier-free
+        guidance. Raises UnsupportedSteps, or FewstepError for labels or guidance the student cannot take.
+        """
+        self.check(n_steps, guidance)
+        noise = SeedNoise(seeds, self.shape, self.device)
+        if self.classes is None:
+            if labels is not None:
+                raise FewstepError(f"{self.name} is unconditional: call sample without labels")
+        elif labels is None:
+            prior = torch.ones(self.classes) if self.prior is None else self.prior
+            labels = noise.labels(prior.to(self.device))
+        else:
+            labels = torch.as_tensor(labels, device=self.device)
+            if labels.shape != noise.seeds.shape:
+                raise FewstepError(f"{len(noise.seeds)} seeds need as many labels, got shape {tuple(labels.shape)}")
+        x = self.generate(n_steps, noise, labels, guidance).float()
+        return x.clamp(-1, 1) if len(self.shape) == 3 else x
+
+    def check(self, n_steps: int, guidance: float = 1.0) -> None:
+        """Raise what `sample` would raise for these arguments, without any network call."""
+        if n_steps not in self.supported_steps:
+            raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps; it supports {self.supported_steps}")
+        if guidance != 1 and self.classes is None:
+            raise FewstepError(f"{self.name} is unconditional: guidance {guidance} needs classes; leave it at 1")
+
+
+class SolverStudent(Student):
+    """A denoiser, a solver and a time grid.
+
+    denoiser: see students/diffusion/denoiser.py. solver: a function of students/solvers, or one's own.
+    grid: a name of students/diffusion/grids.py, or a list of times. Other options go to the solver.
+    """
+
+    def __init__(
+        self,
+        denoiser,
+        solver,
+        grid="log_snr",
+        shape=None,
+        *,
+        name=None,
+        grid_options=None,
+        supported_steps=range(1, 1001),
+        device="cpu",
+        **options,
+    ):
+        self.denoiser = denoiser if isinstance(denoiser, nn.Module) else _Callable(denoiser)
+        self.denoiser.to(device)
+        self.solver = solver
+        self.grid, self.grid_options = grid, grid_options or {}
+        self.name = name or solver.__name__
+        self.shape = tuple(shape or denoiser.shape)
+        self.classes = getattr(denoiser, "classes", None)
+        self.prior = getattr(denoiser, "prior", None)
+        self.supported_steps = supported_steps
+        self.device = torch.device(device)
+        self.solver_options = options
+        self.options = {"grid": grid, **self.grid_options, **options}
+
+    def times(self, n_steps: int) -> Tensor:
+        return make_grid(self.grid, self.denoiser.schedule, n_steps, **self.grid_options)
+
+    def generate(self, n_steps, noise, labels, guidance):
+        times = self.times(n_steps)
+        schedule = self.denoiser.schedule
+        x = noise() * schedule.sigma(times[0])
+        return self.solver(guided(self.denoiser, labels, guidance), x, times, noise=noise, **self.solver_options)
+
+
+class _Callable(nn.Module):
+    """A denoiser that is a plain callable, as a module, so that its calls can be counted."""
+
+    def __init__(self, denoise):
+        super().__init__()
+        self.denoise = denoise
+        self.schedule = denoise.schedule
+
+    def forward(self, x, t, labels=None):
+        return self.denoise(x, t) if labels is None else self.denoise(x, t, labels)
+
+
+@dataclass
+class NFE:
+    """Network evaluations in rows (one image through one network once) and the images they made."""
+
+    rows: int = 0
+    images: int = 0
+    _inside: int = field(default=0, repr=False)
+
+    @property
+    def per_image(self) -> float:
+        return self.rows / self.images if self.images else float("nan")
+
+
+@contextmanager
+def count_nfe(student):
+    """Count what `student.sample` costs inside the block, by hooks on its networks.
+
+        with count_nfe(student) as nfe:
+            student.sample(4)
+        nfe.per_image
+
+    A row of a batch is one evaluation, so guidance in one doubled batch counts two and an adaptive
+    solver that drops finished rows counts what each row needed. A network called by another counted
+    network is part of it. Raises FewstepError if the student shows no network.
+    """
+    networks = student.networks() if hasattr(student, "networks") else Student.networks(student)
+    if not networks:
+        raise FewstepError(
+            f"cannot count the network evaluations of {getattr(student, 'name', student)}: keep its networks "
+            "as nn.Module attributes or return them from networks()"
+        )
+    nfe = NFE()
+
+    def enter(module, args, kwargs):
+        if nfe._inside == 0:
+            batch = next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim)
+            nfe.rows += len(batch)
+        nfe._inside += 1
+
+    def leave(module, args, output):
+        nfe._inside -= 1
+
+    plain_sample = student.sample
+
+    def counted_sample(*args, **kwargs):
+        images = plain_sample(*args, **kwargs)
+        nfe.images += len(images)
+        return images
+
+    hooks = [n.register_forward_pre_hook(enter, with_kwargs=True) for n in networks]
+    hooks += [n.register_forward_hook(leave, always_call=True) for n in networks]
+    student.sample = counted_sample
+    try:
+        yield nfe
+    finally:
+        del student.sample
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,101 @@
+"""A denoiser is a network read as an estimate of the clean image: D(x_t, t) ~ E[x_0 | x_t].
+
+Anything callable as `denoise(x, t, labels=None) -> x0` with a `.schedule` is one. `Denoiser` makes one of
+a network by its parameterisation; `guided` mixes two evaluations of one into a third.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from students.diffusion.schedules import Schedule
+from students.errors import unknown
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A 0-d or (N,) coefficient in a shape and dtype that multiplies x of shape (N, ...)."""
+    return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+# What the network's output F means: (F, x, alpha, sigma) -> x0, with x = alpha x0 + sigma eps.
+PREDICTIONS: dict[str, Callable[..., Tensor]] = {
+    "x0": lambda f, x, alpha, sigma: f,
+    "eps": lambda f, x, alpha, sigma: (x - sigma * f) / alpha,
+    # v = alpha eps - sigma x0 (Salimans & Ho 2022, App. D); the denominator is 1 for a VP schedule
+    "v": lambda f, x, alpha, sigma: (alpha * x - sigma * f) / (alpha**2 + sigma**2),
+    # the velocity eps - x0 of rectified flow
+    "flow": lambda f, x, alpha, sigma: (x - sigma * f) / (alpha + sigma),
+}
+EDM = "edm"
+
+
+class Denoiser(nn.Module):
+    """A network, a noise schedule and a parameterisation.
+
+    network: called as `network(x, condition)` or, with `classes`, `network(x, condition, labels)`, where
+        label `classes` stands for "no class".
+    prediction: "x0", "eps", "v", "flow", whose network is conditioned on t, or "edm", whose network is
+        conditioned on log(sigma) / 4 and preconditioned as in EDM [2206.00364], Table 1, in VE coordinates.
+    shape: of one sample, without the batch. classes: how many, or None.
+    The network runs in the dtype of its parameters; the result comes back in the dtype of x.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction: str,
+        shape: tuple[int, ...],
+        classes: int | None = None,
+        sigma_data: float = 0.5,
+    ):
+        super().__init__()
+        if prediction not in (*PREDICTIONS, EDM):
+            raise unknown("prediction", prediction, [*PREDICTIONS, EDM])
+        self.network = network
+        self.schedule = schedule
+        self.prediction = prediction
+        self.shape = tuple(shape)
+        self.classes = classes
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x: (N, *shape). t: 0-d or (N,). labels: (N,) int64, `classes` for none, or None for none at all."""
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
+        if self.prediction != EDM:
+            return PREDICTIONS[self.prediction](self.evaluate(x, t, labels), x, alpha, sigma)
+        y, sigma = x / alpha, sigma / alpha
+        norm = (sigma**2 + self.sigma_data**2).sqrt()
+        f = self.evaluate(y / norm, -self.schedule.lam(t) / 4, labels)
+        return self.sigma_data**2 / norm**2 * y + sigma * self.sigma_data / norm * f
+
+    def evaluate(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
+        """The raw network output."""
+        dtype = next(self.network.parameters()).dtype
+        inputs = [x.to(dtype), condition.to(dtype).expand(len(x))]
+        if self.classes is not None:
+            inputs.append(x.new_full((len(x),), self.classes, dtype=torch.int64) if labels is None else labels)
+        return self.network(*inputs).to(x.dtype)
+
+
+def guided(denoise, labels: Tensor | None, scale: float):
+    """Classifier-free guidance, eps_u + w (eps_c - eps_u), written for x0 [2207.12598].
+
+    x0 is affine in eps at fixed x and t, so the same mixture holds for both. w = 1 is the plain
+    conditional denoiser at one evaluation; any other w costs two, in one batch of 2N.
+    """
+
+    def plain(x: Tensor, t: Tensor) -> Tensor:
+        return denoise(x, t, labels)
+
+    def mixed(x: Tensor, t: Tensor) -> Tensor:
+        both = torch.cat([torch.full_like(labels, denoise.classes), labels])
+        times = t.repeat(2) if t.ndim else t
+        without, with_class = denoise(torch.cat([x, x]), times, both).chunk(2)
+        return without + scale * (with_class - without)
+
+    result = plain if scale == 1 else mixed
+    result.schedule = denoise.schedule
+    return result

@@ -1,0 +1,152 @@
+"""Noise schedules: how much signal and how much noise a state holds at time t.
+
+    x_t = alpha(t) x_0 + sigma(t) eps,    eps ~ N(0, I)
+
+`lam(t) = log(alpha / sigma)` is half the log-SNR, the variable of the DPM-Solver family.
+
+Probability-flow ODE solvers work in *straight coordinates* (z, u): where the denoiser D is constant,
+z moves on a straight line in u, and for every schedule
+
+    z = x / scale(t),    dz/du = (z - D) / u.
+
+For VP and VE, scale = alpha and u = sigma / alpha, so dz/du is eps (DDIM, Eq. 14; EDM, Sec. 4).
+For flow matching, scale = 1 and u = t, so dz/du = eps - x_0 is the velocity, finite at pure noise.
+
+All functions take t as a number or tensor and compute in float64 on t's device.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _float64(t) -> Tensor:
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Base class. `t_max` is the noise end, where sampling starts; `t_min` the data end, where it stops."""
+
+    t_min: float
+    t_max: float
+
+    def alpha(self, t) -> Tensor:
+        raise NotImplementedError
+
+    def sigma(self, t) -> Tensor:
+        raise NotImplementedError
+
+    def time(self, lam) -> Tensor:
+        """The inverse of `lam`: the time at which log(alpha / sigma) has the given value."""
+        raise NotImplementedError
+
+    def lam(self, t) -> Tensor:
+        """log(alpha / sigma), half the log-SNR; infinite where alpha or sigma is zero."""
+        return self.alpha(t).log() - self.sigma(t).log()
+
+    def scale(self, t) -> Tensor:
+        return self.alpha(t)
+
+    def u(self, t) -> Tensor:
+        return self.sigma(t) / self.alpha(t)
+
+    def time_of_u(self, u) -> Tensor:
+        """The inverse of `u`."""
+        return self.time(-_float64(u).log())
+
+
+@dataclass(frozen=True)
+class VPLinear(Schedule):
+    """Variance preserving with linear beta(t) (Song et al. 2021 [2011.13456], App. C; DDPM's in continuous time).
+
+    log alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def log_alpha(self, t) -> Tensor:
+        t = _float64(t)
+        return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+
+    def alpha(self, t) -> Tensor:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def time(self, lam) -> Tensor:
+        minus_two_log_alpha = torch.nn.functional.softplus(-2 * _float64(lam))
+        slope = self.beta_max - self.beta_min
+        return 2 * minus_two_log_alpha / (self.beta_min + (self.beta_min**2 + 2 * slope * minus_two_log_alpha).sqrt())
+
+
+@dataclass(frozen=True)
+class VPCosine(Schedule):
+    """Variance preserving, alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans & Ho 2022 [2202.00512]).
+
+    `t_max` is where the log-SNR is -20, the paper's clip.
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 2 / math.pi * math.atan(math.exp(10))
+
+    def alpha(self, t) -> Tensor:
+        return torch.cos(math.pi / 2 * _float64(t))
+
+    def sigma(self, t) -> Tensor:
+        return torch.sin(math.pi / 2 * _float64(t))
+
+    def time(self, lam) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(-_float64(lam)))
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """Variance exploding in EDM's form, alpha = 1, sigma = t (Karras et al. 2022 [2206.00364], Table 1)."""
+
+    t_min: float = 0.002
+    t_max: float = 80.0
+
+    def alpha(self, t) -> Tensor:
+        return torch.ones_like(_float64(t))
+
+    def sigma(self, t) -> Tensor:
+        return _float64(t)
+
+    def time(self, lam) -> Tensor:
+        return torch.exp(-_float64(lam))
+
+
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """Rectified flow, x_t = (1 - t) x_0 + t eps (Liu et al. 2022 [2209.03003]); alpha is exactly 0 at t = 1."""
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def alpha(self, t) -> Tensor:
+        return 1 - _float64(t)
+
+    def sigma(self, t) -> Tensor:
+        return _float64(t)
+
+    def time(self, lam) -> Tensor:
+        return torch.sigmoid(-_float64(lam))
+
+    def scale(self, t) -> Tensor:
+        return torch.ones_like(_float64(t))
+
+    def u(self, t) -> Tensor:
+        return _float64(t)
+
+    def time_of_u(self, u) -> Tensor:
+        return _float64(u)
+
+
+SCHEDULES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "ve": VE, "flow": Flow}
