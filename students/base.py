@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Student:
     prior: Tensor | None = None
     supported_steps = range(1, 1001)
     device = torch.device("cpu")
-    options: dict = {}
+    options: ClassVar[dict] = {}
 
     def generate(self, n_steps: int, noise: SeedNoise, labels: Tensor | None, guidance: float) -> Tensor:
         """Samples (len(noise.seeds), *shape), not yet clamped. All randomness comes from `noise`."""
