@@ -1,6 +1,7 @@
 """What a student is, and how its network evaluations are counted."""
 
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -125,15 +126,32 @@ class _Callable(nn.Module):
 
 @dataclass
 class NFE:
-    """Network evaluations in rows (one image through one network once) and the images they made."""
+    """Network evaluations in rows (one image through one network once) and the images they made.
+
+    `setup_rows` were spent inside `setup()`, once for a student and not for each image.
+    """
 
     rows: int = 0
     images: int = 0
+    setup_rows: int = 0
     _inside: int = field(default=0, repr=False)
 
     @property
     def per_image(self) -> float:
         return self.rows / self.images if self.images else float("nan")
+
+
+_in_setup = ContextVar("in_setup", default=False)
+
+
+@contextmanager
+def setup():
+    """Mark network calls that prepare a student (calibration) rather than make an image."""
+    token = _in_setup.set(True)
+    try:
+        yield
+    finally:
+        _in_setup.reset(token)
 
 
 @contextmanager
@@ -159,7 +177,10 @@ def count_nfe(student):
     def enter(module, args, kwargs):
         if nfe._inside == 0:
             batch = next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim)
-            nfe.rows += len(batch)
+            if _in_setup.get():
+                nfe.setup_rows += len(batch)
+            else:
+                nfe.rows += len(batch)
         nfe._inside += 1
 
     def leave(module, args, output):

@@ -1,0 +1,74 @@
+"""The data that teachers are trained on and samples are compared with; nothing here is downloaded.
+
+`load_data(name)` gives a `Dataset` with a training half and a held-out half (what a perfect generator could
+at best look like), or with the exact `mixture` they are drawn from. `name` may be `package.module:attribute`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from students.diffusion.analytic import GaussianMixture
+from students.diffusion.schedules import VPLinear
+from students.errors import unknown
+from students.registry import import_object
+
+
+@dataclass(frozen=True)
+class Split:
+    """samples: (N, C, H, W) uint8 images or (N, D) float vectors. labels: (N,) int64, or None."""
+
+    samples: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    train: Split
+    heldout: Split
+    classes: int | None = None
+    mixture: GaussianMixture | None = None
+
+
+def digits() -> Dataset:
+    """The 1,797 8x8 scans of handwritten digits bundled with scikit-learn, in two stratified halves.
+
+    Grey levels 0..16 become 0..255 (level * 255 / 16, rounded). Train 898 images, held out 899, shuffled.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    grey = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    train, heldout = train_test_split(range(len(labels)), test_size=899, stratify=bunch.target, random_state=0)
+    return Dataset(Split(grey[train], labels[train]), Split(grey[heldout], labels[heldout]), classes=10)
+
+
+def gaussians() -> Dataset:
+    """Eight anisotropic Gaussians of unequal weight on a ring of radius 1, with 10,000 exact samples a half."""
+    angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
+    radial = torch.stack([angle.cos(), angle.sin()], dim=1)
+    tangent = torch.stack([-angle.sin(), angle.cos()], dim=1)
+    covariances = (
+        0.10**2 * radial[:, :, None] * radial[:, None, :] + 0.04**2 * tangent[:, :, None] * tangent[:, None, :]
+    )
+    weights = torch.tensor([2.0, 1.0] * 4)
+    mixture = GaussianMixture(weights, radial, covariances, VPLinear())
+    # the halves draw from seeds far from those a task evaluates
+    halves = [Split(mixture.sample(range(start, start + 10_000))[0]) for start in (2**40, 2**41)]
+    return Dataset(*halves, mixture=mixture)
+
+
+DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "gaussians": gaussians}
+
+
+def load_data(name: str) -> Dataset:
+    """A data set by name, or by `package.module:attribute` of a function without arguments."""
+    if ":" in name:
+        return import_object(name)()
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    return DATASETS[name]()
