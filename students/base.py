@@ -21,9 +21,11 @@ class Student:
     classes, prior: the number of classes (None if unconditional) and their probabilities.
     supported_steps: the step counts that make sense, a container.
     options: whatever else can change its samples, as plain JSON values; part of a cell's identity.
+    family: "solver" for a teacher with a solver, "distilled" otherwise.
     """
 
     name = "student"
+    family = "distilled"
     shape: tuple[int, ...]
     classes: int | None = None
     prior: Tensor | None = None
@@ -75,6 +77,8 @@ class SolverStudent(Student):
     denoiser: see students/diffusion/denoiser.py. solver: a function of students/solvers, or one's own.
     grid: a name of students/diffusion/grids.py, or a list of times. Other options go to the solver.
     """
+
+    family = "solver"
 
     def __init__(
         self,

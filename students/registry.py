@@ -1,10 +1,96 @@
-"""Names of students and what they stand for. Importing this module imports no torch."""
+"""Names of students and what they stand for. Importing this module imports no torch.
+
+A student is written as a *spec*:
+
+    unipc                                   a name of STUDENTS
+    dpm_solver_pp:order=3,grid=uniform      with options
+    diffusers:HeunDiscreteScheduler         a scheduler of diffusers
+    package.module:attribute                one's own: a Student, a factory, or a solver function
+
+or as a name that an installed package registers under the entry-point group `fewstep.students`.
+"""
 
 import importlib
 import sys
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 
-from students.errors import FewstepError
+from students.errors import FewstepError, unknown
+
+ENTRY_POINTS = "fewstep.students"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a name stands for. `min_steps`: the smallest step count the solver can run."""
+
+    target: str
+    summary: str
+    options: dict = field(default_factory=dict)
+    min_steps: int = 1
+
+
+STUDENTS = {
+    "ddpm": Entry("students.solvers.ancestral:ddpm", "ancestral sampling [2006.11239]"),
+    "euler_maruyama": Entry("students.solvers.sde:euler_maruyama", "reverse SDE, Euler-Maruyama [2011.13456]"),
+    "predictor_corrector": Entry("students.solvers.sde:predictor_corrector", "reverse SDE, Langevin [2011.13456]"),
+    "adaptive_sde": Entry("students.solvers.adaptive:adaptive_sde", "Gotta Go Fast; steps = NFE budget [2105.14080]"),
+    "ddim": Entry("students.solvers.euler:ddim", "DDIM, eta = 0 [2010.02502]"),
+    "euler": Entry("students.solvers.euler:euler", "Euler on the probability-flow ODE [2206.00364]"),
+    "heun": Entry("students.solvers.euler:heun", "Heun, last step Euler [2206.00364]"),
+    "dpm2": Entry("students.solvers.euler:dpm2", "midpoint at the geometric mean, last step Euler [2206.00364]"),
+    "edm_stochastic": Entry("students.solvers.euler:edm_stochastic", "Heun with churn [2206.00364]"),
+    "dpm_solver_2": Entry("students.solvers.dpm_solver:dpm_solver", "singlestep, order 2 [2206.00927]", {"order": 2}),
+    "dpm_solver_3": Entry("students.solvers.dpm_solver:dpm_solver", "singlestep, order 3 [2206.00927]", {"order": 3}),
+    "dpm_solver": Entry("students.solvers.dpm_solver:dpm_solver_fast", "DPM-Solver-fast; steps = NFE [2206.00927]"),
+    "dpm_solver_pp": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp", "DPM-Solver++ 2M [2211.01095]"),
+    "dpm_solver_pp_3m": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp", "3M [2211.01095]", {"order": 3}),
+    "dpm_solver_pp_2s": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp_2s", "singlestep 2S [2211.01095]"),
+    "dpm_solver_pp_sde": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp_sde", "SDE-2M [2211.01095]"),
+    "unipc": Entry("students.solvers.unipc:unipc", "UniPC, order 3, B2 [2302.04867]"),
+    "unipc_2": Entry("students.solvers.unipc:unipc", "UniPC, order 2, B2 [2302.04867]", {"order": 2}),
+    "deis": Entry("students.solvers.deis:deis", "tAB-DEIS, order 3 [2204.13902]"),
+    "pndm": Entry("students.solvers.pndm:pndm", "PNDM, Runge-Kutta warm-up [2202.09778]", min_steps=4),
+    "ipndm": Entry("students.solvers.pndm:ipndm", "iPNDM, lower-order warm-up [2202.09778]"),
+    "ipndm_v": Entry("students.solvers.pndm:ipndm_v", "iPNDM with variable-step coefficients"),
+    "rk45": Entry("students.solvers.adaptive:rk45", "Dormand-Prince; steps = NFE budget"),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec. `name` is what tables show; `target` the object behind it; `entry` its registry line, if any."""
+
+    name: str
+    target: str
+    options: dict
+    entry: Entry | None = None
+
+
+def parse(text: str) -> Spec:
+    """Read a spec; raises FewstepError for an unknown name (with the nearest one) or an option without a value."""
+    import yaml
+
+    head, *rest = text.split(":")
+    argument = ":".join(part for part in rest if "=" not in part)
+    options = {}
+    for assignment in (a for part in rest if "=" in part for a in part.split(",")):
+        key, _, value = assignment.partition("=")
+        if not key.isidentifier() or not value:
+            raise FewstepError(f"cannot read {assignment!r} in {text!r}: options are written name:key=value,key=value")
+        options[key] = yaml.safe_load(value)
+    if head in STUDENTS and not argument:
+        entry = STUDENTS[head]
+        return Spec(text, entry.target, entry.options | options, entry)
+    if head == "diffusers" and argument:
+        return Spec(text, "students.solvers.diffusers_adapter:DiffusersStudent", {"scheduler": argument} | options)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == head and not argument:
+            return Spec(text, point.value, options)
+    if argument:
+        return Spec(text, f"{head}:{argument}", options)
+    raise unknown("student", head, [*STUDENTS, "diffusers:<SchedulerClass>", "package.module:attribute"])
 
 
 def import_object(target: str):
@@ -19,7 +105,10 @@ def import_object(target: str):
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
-            raise FewstepError(f"cannot import {module_name!r} of {target!r}: no module {error.name!r} here") from error
+            raise FewstepError(
+                f"cannot import {module_name!r} of {target!r}: no module {error.name!r} in the current folder "
+                "or among the installed packages"
+            ) from error
         raise
     try:
         return getattr(module, attribute)

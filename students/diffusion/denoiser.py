@@ -84,7 +84,8 @@ def guided(denoise, labels: Tensor | None, scale: float):
     """Classifier-free guidance, eps_u + w (eps_c - eps_u), written for x0 [2207.12598].
 
     x0 is affine in eps at fixed x and t, so the same mixture holds for both. w = 1 is the plain
-    conditional denoiser at one evaluation; any other w costs two, in one batch of 2N.
+    conditional denoiser at one evaluation; any other w costs two, in one batch of 2N. `.rows(index)` is the
+    same for a part of the batch, with that part's labels.
     """
 
     def plain(x: Tensor, t: Tensor) -> Tensor:
@@ -98,4 +99,5 @@ def guided(denoise, labels: Tensor | None, scale: float):
 
     result = plain if scale == 1 else mixed
     result.schedule = denoise.schedule
+    result.rows = lambda index: guided(denoise, None if labels is None else labels[index], scale)
     return result

@@ -1,0 +1,175 @@
+"""The command line: `python -m bench run|list|plot|leaderboard|doctor`.
+
+Nothing heavy is imported before a command needs it.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from students.errors import FewstepError
+
+EXAMPLES = """examples:
+  python -m bench run digits --steps 1 2 4 8
+  python -m bench run digits --students unipc ddim:eta=1 diffusers:HeunDiscreteScheduler --nfe 4 8
+  python -m bench run digits --students unipc --guidance 1 2 4 --samples 200 --seed-blocks 1
+  python -m bench run my_task.yaml --students my_package.my_module:MyStudent
+"""
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns 0, or 2 after an error that the user can mend or a cell that failed."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.function(arguments)
+    except FewstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished cells are kept, the same command continues", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="How good, how fast and how costly is a diffusion model in 1, 2, 4 or 8 steps?",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    run = command("run", _run, "sweep students over step counts, measure, report")
+    run.add_argument("task", help="a task by name, or the path of a task's YAML file")
+    budget = run.add_mutually_exclusive_group()
+    budget.add_argument("--steps", nargs="+", type=int, metavar="N", help="step counts (default: the task's)")
+    budget.add_argument(
+        "--nfe", nargs="+", type=int, metavar="N", help="network evaluations: each student takes the steps they buy"
+    )
+    run.add_argument("--students", nargs="+", metavar="SPEC", help="students (default: the task's)")
+    run.add_argument("--samples", type=int, metavar="N", help="samples per seed block (default: the task's)")
+    run.add_argument("--seed-blocks", type=int, metavar="K", help="seed blocks (default: the task's)")
+    run.add_argument("--guidance", nargs="+", type=float, metavar="W", help="guidance scales; 1 is none")
+    run.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics (default: the task's)")
+    run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    run.add_argument("--dtype", default="float32", choices=DTYPES, help="of the teacher's network")
+    run.add_argument("--batch-size", type=int, metavar="N", help="of sampling (default: the task's)")
+
+    listing = command("list", _list, "tasks, students and metrics by name")
+    listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics"), help="default: all three")
+
+    plot = command("plot", _plot, "redraw reports/<task> from the store")
+    board = command("leaderboard", _leaderboard, "rewrite leaderboards/<task>.md from the store")
+    for sub in (plot, board):
+        sub.add_argument("tasks", nargs="*", metavar="TASK", help="default: every task that the store has cells of")
+    for sub in (run, plot, board):
+        sub.add_argument(
+            "--out", type=Path, default=Path(), metavar="DIR", help="where run/, reports/, leaderboards/ go (default: .)"
+        )
+    command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
+    return parser
+
+
+def _run(arguments) -> int:
+    from bench import report, sweep
+    from bench.results import FAILED, Store
+    from bench.tasks import load_task
+
+    task = load_task(arguments.task)
+    for key in ("samples", "seed_blocks", "batch_size"):
+        value = getattr(arguments, key)
+        if value is not None:
+            if value < 1:
+                raise FewstepError(f"--{key.replace('_', '-')} must be at least 1, got {value}")
+            task = replace(task, **{key: value})
+    names = arguments.students or task.students
+    metrics = arguments.metrics or task.metrics
+    scales = arguments.guidance or task.guidance
+    sweep.check_metrics(task, metrics)
+    if arguments.nfe:
+        runs = sweep.runs_for_budgets(task, names, arguments.nfe, scales, arguments.device, arguments.dtype)
+    else:
+        runs = [(name, n, w) for name in names for w in scales for n in arguments.steps or task.steps]
+    cells = sweep.plan(task, runs, arguments.dtype)
+    store = Store(arguments.out, task.name)
+    records = sweep.run(cells, task, store, metrics, arguments.device, arguments.dtype)
+    report.print_table(records, task, store)
+    for path in report.write(task, store, arguments.out):
+        print(f"wrote {path}")
+    failed = [record for record in records if record["status"] == FAILED]
+    for record in failed:
+        print(f"error: {record['student']} at {record['steps']} steps: {record['reason']}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _list(arguments) -> int:
+    from bench.measure import METRICS
+    from bench.tasks import FOLDER, load_task, task_names
+    from students.registry import STUDENTS
+
+    sections = {
+        "tasks": (f"tasks ({FOLDER})", {name: load_task(name).summary for name in task_names()}),
+        "students": (
+            "students",
+            {name: entry.summary for name, entry in STUDENTS.items()}
+            | {
+                "diffusers:<Class>": "any scheduler of diffusers, by class name",
+                "module:attribute": "your own solver function, Student, or factory of one",
+            },
+        ),
+        "metrics": (
+            "metrics",
+            {name: f"{metric.summary} ({metric.kind} tasks, {metric.better} is better)" for name, metric in METRICS.items()},
+        ),
+    }
+    for key in [arguments.what] if arguments.what else sections:
+        title, lines = sections[key]
+        print(title)
+        for name, summary in lines.items():
+            print(f"  {name:<22}{summary}")
+    return 0
+
+
+def _plot(arguments) -> int:
+    from bench import report
+
+    for task, store in _stored(arguments):
+        for path in report.write(task, store, arguments.out):
+            print(f"wrote {path}")
+    return 0
+
+
+def _leaderboard(arguments) -> int:
+    from bench import report
+
+    for task, store in _stored(arguments):
+        print(f"wrote {report.write_leaderboard(task, store, arguments.out)}")
+    return 0
+
+
+def _stored(arguments):
+    """The tasks named, or all that have cells, each with its store."""
+    from bench.results import Store
+    from bench.tasks import load_task, task_names
+
+    tasks = [load_task(name) for name in arguments.tasks or task_names()]
+    found = [(task, Store(arguments.out, task.name)) for task in tasks if (arguments.out / "run" / task.name).is_dir()]
+    if len(found) < len(arguments.tasks) or not found:
+        missing = ", ".join(arguments.tasks) or "any task"
+        raise FewstepError(f"{arguments.out / 'run'} has no cells of {missing}: python -m bench run TASK makes them")
+    return found
+
+
+def _doctor(arguments) -> int:
+    from bench import doctor
+
+    lines, sound = doctor.report()
+    print("\n".join(lines))
+    return 0 if sound else 2

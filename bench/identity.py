@@ -1,0 +1,79 @@
+"""What a cell's number depends on, and the hash of it. Imports no torch.
+
+Code is part of it: the hash of a module covers the modules of its own top-level package that it imports,
+without comments and docstrings, so that editing a solver gives its cells new ids and editing prose does not.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+NEUTRAL = {"students.errors", "students.provenance", "students.registry"}  # cannot change a number
+
+
+def digest(identity: dict) -> str:
+    """16 hex digits of the sha256 of canonical JSON. Raises TypeError for values that are not plain JSON."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """The sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def code_hash(module: str, only: str | None = None) -> str:
+    """16 hex digits over the code of a module and of what it imports from its own top-level package.
+
+    only: the name of one function of the module; then just its own code counts.
+    """
+    seen: dict[str, str] = {}
+    if only:
+        tree = _without_docstrings(ast.parse(_source(module).read_text()))
+        seen[only] = "\n".join(ast.unparse(node) for node in tree.body if getattr(node, "name", None) == only)
+    else:
+        _collect(module, seen)
+    return hashlib.sha256("\n".join(f"{name}\n{seen[name]}" for name in sorted(seen)).encode()).hexdigest()[:16]
+
+
+def _collect(module: str, seen: dict[str, str]) -> None:
+    path = _source(module)
+    if path is None or module in seen or module in NEUTRAL:
+        return
+    tree = _without_docstrings(ast.parse(path.read_text()))
+    seen[module] = ast.unparse(tree)
+    package = module.partition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] == package:
+                _collect(name, seen)
+
+
+def _source(module: str) -> Path | None:
+    """The source file of a module, without importing it, or None."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree

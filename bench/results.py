@@ -1,0 +1,134 @@
+"""The store: one folder a cell, `run/<task>/<cell id>/cell.json` and its arrays; loads into one DataFrame.
+
+A cell appears whole or not at all: it is written to a temporary folder, flushed and renamed. `claim` gives a
+cell to one process at a time; the lock goes with the process that holds it, however that process ends.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from students.errors import FewstepError
+
+OK, UNSUPPORTED, FAILED = "ok", "unsupported", "failed"
+
+
+class Store:
+    """The cells of one task under `root/run/<task>`.
+
+    Raises FewstepError if the folder cannot be written.
+    """
+
+    def __init__(self, root: Path, task: str):
+        self.folder = Path(root) / "run" / task
+        self._locks = self.folder / ".locks"
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+            probe = self._locks / f"probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise FewstepError(
+                f"cannot write to {self.folder}: {error.strerror}; give another folder with --out"
+            ) from error
+
+    def path(self, cell_id: str) -> Path:
+        return self.folder / cell_id
+
+    def load(self, cell_id: str) -> dict | None:
+        """The cell's record, or None if it is not there."""
+        try:
+            return json.loads((self.path(cell_id) / "cell.json").read_text())
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def claim(self, cell_id: str) -> Iterator[bool]:
+        """Hold a cell while computing it; False if another process holds it now."""
+        lock = FileLock(self._locks / cell_id)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def save(self, cell: dict, write_arrays=None) -> None:
+        """Store a claimed cell under `cell["id"]`; `write_arrays(folder)` puts files beside its record."""
+        folder = self.path(cell["id"])
+        part = folder.with_name(f".part-{cell['id']}")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        if write_arrays:
+            write_arrays(part)
+        (part / "cell.json").write_text(json.dumps(cell, indent=1) + "\n")
+        for path in part.iterdir():
+            _flush(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+        _flush(self.folder)
+
+    def update(self, cell: dict) -> None:
+        """Replace the record of a claimed cell that is already there, keeping its arrays."""
+        path = self.path(cell["id"]) / "cell.json"
+        part = path.with_name(".cell.json.part")
+        part.write_text(json.dumps(cell, indent=1) + "\n")
+        _flush(part)
+        part.replace(path)
+
+    def cells(self) -> list[dict]:
+        """Every cell of the store, oldest first."""
+        ids = [path.parent.name for path in self.folder.glob("*/cell.json")]
+        return sorted(filter(None, map(self.load, ids)), key=lambda cell: cell["provenance"]["finished"])
+
+    def clean(self) -> None:
+        """Remove what killed runs left behind, except cells that a living process holds."""
+        for part in self.folder.glob(".part-*"):
+            with self.claim(part.name.removeprefix(".part-")) as mine:
+                if mine:
+                    shutil.rmtree(part, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# What makes two cells the same measurement: of these, `latest` keeps the one finished last.
+KEYS = ["task", "student", "steps", "guidance", "dtype", "seed_block", "samples", "rounding", "version"]
+
+
+def latest(cells: list[dict]) -> list[dict]:
+    """Without cells that a later one replaces (other code, weights or options under the same name)."""
+    return list({tuple(cell[key] for key in KEYS): cell for cell in cells}.values())
+
+
+def frame(cells: list[dict], store: Store):
+    """A pandas DataFrame, one row a cell: the columns of bench/report and every measured column."""
+    import pandas as pd
+
+    nested = ("identity", "metrics", "latency", "provenance", "seconds")
+    rows = [
+        {
+            **{key: value for key, value in cell.items() if key not in nested},
+            **cell.get("metrics", {}),
+            **cell.get("latency", {}),
+            "device": cell["provenance"]["device"],
+            "cell": cell["id"],
+            "path": str(store.path(cell["id"])),
+        }
+        for cell in cells
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,132 @@
+"""A task says what is measured on what: one YAML file, and the dataclass it loads into.
+
+`load_task("digits")` reads bench/tasks/digits.yaml; `load_task("my/task.yaml")` reads one's own.
+Importing this module imports no torch.
+"""
+
+import types
+import typing
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from students.errors import FewstepError, unknown
+
+FOLDER = Path(__file__).parent
+ROUNDINGS = ("round", "truncate")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task; the keys of its YAML file are these fields.
+
+    version: raise it when the meaning of the task's numbers changes; it is part of every cell's id.
+    data: a name of students/data.py. teacher: a name of students/recipes.py. Either may be
+        `package.module:attribute` of a function without arguments.
+    shape: (C, H, W) of an image or (D,) of a vector. classes: how many, or null for an unconditional task.
+    students: specs (students/registry.py) of the default sweep. grid: the time grid of every solver that
+        names none. steps: the default step counts.
+    samples: per seed block, compared with the training half of the data. seed_blocks: block k is the seeds
+        k * samples ... (k + 1) * samples - 1. guidance: scales of classifier-free guidance; 1 is none.
+    extractor: a name of bench/measure/features.py, or null for a vector task.
+    metrics: names of bench/measure METRICS. primary: the column that plots and leaderboards rank by.
+    rounding: of samples to 8 bits, "round" or "truncate". batch_size: of sampling; the throughput batch.
+    """
+
+    name: str
+    version: int
+    summary: str
+    data: str
+    teacher: str
+    shape: tuple[int, ...]
+    classes: int | None
+    students: tuple[str, ...]
+    grid: str
+    steps: tuple[int, ...]
+    samples: int
+    seed_blocks: int
+    extractor: str | None
+    metrics: tuple[str, ...]
+    primary: str
+    batch_size: int
+    guidance: tuple[float, ...] = (1.0,)
+    rounding: str = "round"
+
+    @property
+    def kind(self) -> str:
+        return "image" if len(self.shape) == 3 else "vector"
+
+
+def task_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_task(name: str) -> Task:
+    """Read and check a task by name or by the path of its YAML file.
+
+    Raises FewstepError for an unknown task, a file that is no YAML mapping, or a key that is unknown,
+    missing, or of the wrong type.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent == FOLDER:
+            raise unknown("task", name, task_names())
+        raise FewstepError(f"no task file {name}: give the path of a YAML file, or one of {', '.join(task_names())}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FewstepError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise FewstepError(f"{path} must be a YAML mapping of task keys to values")
+    return _checked(content, path)
+
+
+def _checked(content: dict, path: Path) -> Task:
+    known = {field.name: field for field in fields(Task)}
+    for key in content:
+        if key not in known:
+            raise FewstepError(f"{path}: {unknown('key', str(key), known)}")
+    for key, field in known.items():
+        if key not in content and field.default is MISSING:
+            raise FewstepError(f"{path}: key {key!r} is missing ({_describe(field.type)})")
+    values = {}
+    for key, value in content.items():
+        expected = known[key].type
+        if typing.get_origin(expected) is tuple and isinstance(value, list):
+            value = tuple(value)
+        if not _matches(value, expected):
+            raise FewstepError(f"{path}: key {key!r} must be {_describe(expected)}, got {content[key]!r}")
+        values[key] = value
+    task = Task(**values)
+    if task.rounding not in ROUNDINGS:
+        raise FewstepError(f"{path}: {unknown('rounding', task.rounding, ROUNDINGS)}")
+    for key in ("samples", "seed_blocks", "batch_size", "version"):
+        if values[key] < 1:
+            raise FewstepError(f"{path}: key {key!r} must be at least 1, got {values[key]}")
+    if task.kind == "image" and task.extractor is None:
+        raise FewstepError(f"{path}: an image task needs an extractor (see python -m bench list metrics)")
+    return task
+
+
+def _matches(value, expected) -> bool:
+    if typing.get_origin(expected) is tuple:
+        return isinstance(value, tuple) and all(_matches(item, typing.get_args(expected)[0]) for item in value)
+    if isinstance(expected, types.UnionType):
+        return any(_matches(value, option) for option in typing.get_args(expected))
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is type(None):
+        return value is None
+    return isinstance(value, expected) and not isinstance(value, bool)
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
+
+
+def _describe(expected) -> str:
+    if typing.get_origin(expected) is tuple:
+        return f"a list, each {_WORDS[typing.get_args(expected)[0]]}"
+    if isinstance(expected, types.UnionType):
+        return " or ".join(_WORDS[option] for option in typing.get_args(expected))
+    return _WORDS[expected]

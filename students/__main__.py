@@ -1,0 +1,55 @@
+"""`python -m students list` and `python -m students train METHOD --task TASK`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from students.errors import FewstepError, unknown
+from students.recipes import RECIPES
+from students.registry import STUDENTS
+
+METHODS = {"teacher": "the task's teacher, by denoising score matching"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m students", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="every student by name, and what can be trained")
+    train = commands.add_parser("train", help="train a method on a task")
+    train.add_argument("method", help=", ".join(METHODS))
+    train.add_argument("--task", required=True, help=", ".join(RECIPES))
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="cpu")
+    train.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS")
+    train.add_argument("--out", type=Path, help="weights file to write (default: the weights that ship)")
+    arguments = parser.parse_args(argv)
+    try:
+        return {"list": _list, "train": _train}[arguments.command](arguments)
+    except FewstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _list(arguments) -> int:
+    print("students (python -m bench run TASK --students ...):")
+    for name, entry in STUDENTS.items():
+        print(f"  {name:<22}{entry.summary}")
+    print(f"  {'diffusers:<Class>':<22}any scheduler of diffusers, by class name")
+    print("methods (python -m students train METHOD --task TASK):")
+    for name, summary in METHODS.items():
+        print(f"  {name:<22}{summary}; tasks: {', '.join(RECIPES)}")
+    return 0
+
+
+def _train(arguments) -> int:
+    if arguments.method not in METHODS:
+        raise unknown("method", arguments.method, METHODS)
+    from students.teachers import train_teacher
+
+    path = train_teacher(arguments.task, arguments.out, arguments.seed, arguments.device, arguments.time_limit)
+    print(f"wrote {path} and {path.with_suffix('.json')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

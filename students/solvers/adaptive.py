@@ -1,0 +1,289 @@
+"""Solvers that choose their own steps, and the student that gives them a budget of evaluations.
+
+Only the first and the last of `times` are used. Every sample has its own step size, so an image does not depend on
+its batch, and only the samples still under way are evaluated: t is (N,), and `denoise.rows(index)`, where the denoiser
+has it (see `guided`), is the denoiser of those samples.
+
+Both solvers move the state of unit scale, w = x / sqrt(alpha^2 + sigma^2) = cos(phi) x_0 + sin(phi) eps with
+tan(phi) = sigma / alpha, in which all schedules are one and a tolerance means the same for each.
+"""
+
+import torch
+from torch import Tensor
+
+from students.base import SolverStudent, setup
+from students.diffusion.denoiser import expand, guided
+from students.diffusion.grids import LAM_CLIP
+from students.diffusion.noise import SeedNoise
+from students.errors import FewstepError, UnsupportedSteps
+from students.solvers.euler import euler_step
+
+SAFETY, EXPONENT, FIRST_STEP, GREY_LEVEL = 0.9, 0.9, 0.01, 2 / 256  # theta, r, h_init, eps_abs of [2105.14080]
+MAX_ODE_STEPS = 10_000
+
+
+def _norm(schedule, t) -> Tensor:
+    """sqrt(alpha^2 + sigma^2): x over this is w."""
+    return torch.hypot(schedule.alpha(t), schedule.sigma(t))
+
+
+def _denoise(denoise, w: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    """D for some rows of the batch. A denoiser without `rows` holds no labels and serves all rows alike."""
+    denoise_rows = denoise.rows(rows) if hasattr(denoise, "rows") else denoise
+    return denoise_rows(expand(_norm(denoise.schedule, t), w) * w, t)
+
+
+def _integration_end(schedule, t: Tensor) -> Tensor:
+    """t, or the time of log-SNR 20 where t is past it: no denoiser is asked at sigma = 0."""
+    return t if schedule.lam(t) <= LAM_CLIP else schedule.time(LAM_CLIP)
+
+
+def _finish(denoise, w: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """x at the end t of the grid, from w at the end s of the integration."""
+    x = w * _norm(denoise.schedule, s)
+    return x if s == t else euler_step(denoise.schedule, x, denoise(x, s), s, t)
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not tolerance > 0:
+        raise FewstepError(f"tolerance must be a positive number, got {tolerance}")
+
+
+class _BrownianPath:
+    """The increments of one Brownian motion a row, asked for step by step.
+
+    A rejected step has seen its noise: drawing afresh would prefer the noise that is accepted and bias the samples.
+    So what is known of the path is kept, and a shorter step takes a Brownian bridge of it ("rejection sampling with
+    memory", Rackauckas & Nie 2017). Positions are times left. The known pieces ahead of a row are a stack, the
+    nearest on top; each is stored as the position where it ends and the increment over it.
+    """
+
+    def __init__(self, w: Tensor, noise):
+        self.noise = noise
+        self.ends = torch.zeros(len(w), 4, dtype=torch.float64, device=w.device)
+        self.increments = w.new_zeros(len(w), 4, *w.shape[1:])
+        self.depth = torch.zeros(len(w), dtype=torch.int64, device=w.device)
+
+    def propose(self, rows: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """The increments from start to end, or to the next known point where that comes first; and where they end."""
+        if self.depth.max() + 1 >= self.ends.shape[1]:
+            self.ends = torch.cat([self.ends, torch.zeros_like(self.ends)], 1)
+            self.increments = torch.cat([self.increments, torch.zeros_like(self.increments)], 1)
+        z = self.noise(rows)
+        fresh, top = self.depth[rows] == 0, (self.depth[rows] - 1).clamp(min=0)
+        piece_end = torch.where(fresh, end, self.ends[rows, top])
+        piece = torch.where(
+            fresh.reshape(-1, *[1] * (z.ndim - 1)), expand((start - end).sqrt(), z) * z, self.increments[rows, top]
+        )
+        end = torch.maximum(end, piece_end)
+        fraction = (start - end) / (start - piece_end)
+        increments = expand(fraction, z) * piece + expand((fraction * (end - piece_end)).sqrt(), z) * z
+        # The piece becomes its far part and, on top of it, the part proposed
+        self.ends[rows, top], self.increments[rows, top] = piece_end, piece - increments
+        top = top + (end > piece_end)
+        self.ends[rows, top], self.increments[rows, top] = end, increments
+        self.depth[rows] = top + 1
+        return end, increments
+
+    def accept(self, rows: Tensor) -> None:
+        """Leave the piece last proposed behind."""
+        self.depth[rows] -= 1
+
+
+def adaptive_sde(denoise, x: Tensor, times: Tensor, *, noise, tolerance: float = 0.02) -> Tensor:
+    """The adaptive SDE solver of "Gotta Go Fast" (Jolicoeur-Martineau et al. 2021 [2105.14080], Alg. 1).
+
+    Euler-Maruyama w' and the stochastic improved Euler method w'' share their noise. A step of length h is accepted if
+
+        E = |(w' - w'') / delta| / sqrt(D) <= 1,    delta = max(eps_abs, tolerance max(|w'|, |w'_prev|)),
+
+    and goes to w'' (extrapolation); next, h <- min(time left, 0.9 h E^-0.9). The first step is 0.01 of the whole.
+    Two evaluations a step, accepted or not, counted for each sample apart. tolerance: the paper's eps_rel; eps_abs is
+    one of 256 grey levels, or the tolerance if that is less. The reverse SDE is the variance-preserving one of w in
+    time lam = log(alpha / sigma), from log-SNR -20 at the lowest:
+
+        dw = (2 cos(phi) D - (1 + cos(phi)^2) w) dlam + sqrt(2) sin(phi) dW
+
+    Unlike the authors' code, it keeps the noise of a rejected step. A grid that ends at sigma = 0 costs one evaluation
+    more, of the exact step there. Raises FewstepError for a tolerance that is not positive or a D that is not finite.
+    """
+    _check_tolerance(tolerance)
+    schedule = denoise.schedule
+    end = _integration_end(schedule, times[-1])
+    lam_start, lam_end = (float(lam) for lam in (schedule.lam(times[0]).clamp(min=-LAM_CLIP), schedule.lam(end)))
+
+    def drift(w, lam, rows):
+        cos = expand(torch.sigmoid(2 * lam).sqrt(), w)
+        return 2 * cos * _denoise(denoise, w, schedule.time(lam), rows) - (1 + cos**2) * w
+
+    def diffusion(w, lam):
+        return expand((2 * torch.sigmoid(-2 * lam)).sqrt(), w)
+
+    state = x / _norm(schedule, times[0])
+    previous = state.clone()
+    left = torch.full((len(x),), lam_end - lam_start, dtype=torch.float64, device=x.device)
+    h = FIRST_STEP * left
+    path = _BrownianPath(state, noise)
+    while len(rows := left.nonzero()[:, 0]):
+        w, start = state[rows], left[rows]
+        stop, dw = path.propose(rows, start, (start - h[rows]).clamp(min=0))
+        s, t, step = lam_end - start, lam_end - stop, expand(start - stop, w)
+        k1 = step * drift(w, s, rows) + diffusion(w, s) * dw
+        k2 = step * drift(w + k1, t, rows) + diffusion(w, t) * dw
+        low, high = w + k1, w + (k1 + k2) / 2
+
+        delta = (tolerance * torch.maximum(low.abs(), previous[rows].abs())).clamp(min=min(GREY_LEVEL, tolerance))
+        error = ((k1 - k2) / 2 / delta).flatten(1).double().square().mean(1).sqrt()
+        if not error.isfinite().all():
+            raise FewstepError("adaptive_sde cannot go on: the denoiser's output is not finite")
+        accepted = error <= 1
+        done = rows[accepted]
+        state[done], previous[done], left[done] = high[accepted], low[accepted], stop[accepted]
+        path.accept(done)
+        h[rows] = SAFETY * (start - stop) * error**-EXPONENT
+    return _finish(denoise, state, end, times[-1])
+
+
+def rk45(denoise, x: Tensor, times: Tensor, *, noise=None, tolerance: float = 1e-5) -> Tensor:
+    """The probability-flow ODE by the adaptive Dormand-Prince 5(4) method of the library `torchode`.
+
+    NFE 1 + 6 a step, accepted or not, counted for each sample apart. The ODE is that of w in r = asinh(alpha / sigma),
+
+        dw/dr = D - tanh(r) w,
+
+    whose right side is bounded from pure noise (r = 0) on, vanishes for standard normal data, and changes at a rate
+    of order one, so the first step is tolerance^(1/5). tolerance: absolute and relative. A grid that ends at sigma = 0
+    costs one evaluation more, of the exact step there. Raises FewstepError for a tolerance that is not positive, or
+    where `torchode` gives up.
+    """
+    import torchode
+
+    _check_tolerance(tolerance)
+    schedule = denoise.schedule
+    end = _integration_end(schedule, times[-1])
+    r_start, r_end = (float(torch.asinh(schedule.alpha(t) / schedule.sigma(t))) for t in (times[0], end))
+    running = torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    class RunningDopri5(torchode.Dopri5):
+        """Says which rows are not finished: torchode evaluates all of them."""
+
+        def step(self, term, running_now, *args, **kwargs):
+            running.copy_(running_now)
+            return super().step(term, running_now, *args, **kwargs)
+
+    def slope(minus_left: Tensor, flat: Tensor) -> Tensor:
+        rows = running.nonzero()[:, 0]
+        w, r = flat[rows].reshape(-1, *x.shape[1:]), r_end + minus_left[rows]
+        x0 = _denoise(denoise, w, schedule.time(r.sinh().log()), rows)
+        result = torch.zeros_like(flat)
+        result[rows] = (x0 - expand(r.tanh(), w) * w).flatten(1)
+        return result
+
+    def each(value: float) -> Tensor:
+        return torch.full((len(x),), value, dtype=torch.float64, device=x.device)
+
+    # Time runs up to 0: the last step ends there exactly, with no remainder from rounding
+    problem = torchode.InitialValueProblem((x / _norm(schedule, times[0])).flatten(1), each(r_start - r_end), each(0.0))
+    solver = torchode.AutoDiffAdjoint(
+        RunningDopri5(), torchode.IntegralController(tolerance, tolerance), max_steps=MAX_ODE_STEPS
+    ).to(x.device)
+    first_step = each(min(tolerance**0.2, r_end - r_start))
+    solution = solver.solve(problem, torchode.ODETerm(slope, with_stats=False), first_step)
+    if failed := solution.status[solution.status != torchode.Status.SUCCESS.value].tolist():
+        raise FewstepError(
+            f"rk45 at tolerance {tolerance:g} failed for {len(failed)} of {len(x)} samples "
+            f"({torchode.Status(failed[0]).name}): try another tolerance"
+        )
+    return _finish(denoise, solution.ys[:, -1].reshape(x.shape), end, times[-1])
+
+
+class _Spent(Exception):
+    """The pilot has cost more than the budget."""
+
+
+class _Meter:
+    """A guided denoiser that adds what each row costs to `spent`, and stops when all rows together pass `limit`."""
+
+    def __init__(self, denoise, cost: int, spent: Tensor, limit: float, index: Tensor | None = None):
+        self.denoise, self.cost, self.spent, self.limit = denoise, cost, spent, limit
+        self.index = torch.arange(len(spent)) if index is None else index
+        self.schedule = denoise.schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.spent[self.index] += self.cost
+        if self.spent.sum() > self.limit:
+            raise _Spent
+        return self.denoise(x, t)
+
+    def rows(self, index: Tensor):
+        return _Meter(self.denoise.rows(index), self.cost, self.spent, self.limit, self.index[index.cpu()])
+
+
+class BudgetStudent(SolverStudent):
+    """A solver with a tolerance instead of steps: `n_steps` is an NFE budget, met on average.
+
+    The tolerance is the tightest of a fixed list, 2^(k / 16), at which the mean NFE of PILOT images, plus two standard
+    errors, is within the budget. Their seeds start at 2^62, apart from those of any evaluation, so every process
+    and batch size finds the same tolerance; `count_nfe` books them as setup. Of a given grid only both ends matter.
+    Raises UnsupportedSteps where the loosest tolerance costs more than the budget.
+    """
+
+    PILOT = 32
+    NOTCHES = range(-20 * 16, 30 * 16)  # tolerances 2^20 to 2^-30
+    FEWEST = {adaptive_sde: 4, rk45: 7}
+
+    def __init__(self, denoiser, solver, grid="log_snr", shape=None, **options):
+        if "tolerance" in options:
+            raise FewstepError("the tolerance follows from the number of steps, which is an NFE budget: leave it out")
+        options.setdefault("supported_steps", range(self.FEWEST.get(solver, 1), 1001))
+        super().__init__(denoiser, solver, grid, shape, **options)
+        self._tolerances = {}
+
+    def times(self, n_steps: int) -> Tensor:
+        return super().times(1)
+
+    def generate(self, n_steps, noise, labels, guidance):
+        return self._solve(guided(self.denoiser, labels, guidance), noise, self.tolerance(n_steps, guidance))
+
+    def _solve(self, denoise, noise: SeedNoise, tolerance: float) -> Tensor:
+        times = self.times(1)
+        x = noise() * self.denoiser.schedule.sigma(times[0])
+        return self.solver(denoise, x, times, noise=noise, tolerance=tolerance, **self.solver_options)
+
+    @torch.inference_mode()
+    def tolerance(self, n_steps: int, guidance: float = 1.0) -> float:
+        """The tolerance that a budget buys, found once for each budget and guidance."""
+        if (n_steps, guidance) not in self._tolerances:
+            with setup():
+                self._tolerances[n_steps, guidance] = self._find_tolerance(n_steps, guidance)
+        return self._tolerances[n_steps, guidance]
+
+    def _find_tolerance(self, budget: int, guidance: float) -> float:
+        affordable, too_tight = self.NOTCHES.start, self.NOTCHES.stop
+        lowest = self._pilot(2.0 ** -(affordable / 16), guidance)
+        if lowest > budget:
+            raise UnsupportedSteps(
+                f"{self.name} needs at least {lowest:.3g} evaluations an image here, more than the budget of {budget}"
+            )
+        while too_tight - affordable > 1:
+            middle = (affordable + too_tight) // 2
+            if self._pilot(2.0 ** -(middle / 16), guidance, budget) <= budget:
+                affordable = middle
+            else:
+                too_tight = middle
+        return 2.0 ** -(affordable / 16)
+
+    def _pilot(self, tolerance: float, guidance: float, budget: float = float("inf")) -> float:
+        """Mean NFE of the pilot images plus two standard errors; infinite as soon as the mean is above the budget."""
+        noise = SeedNoise(range(2**62, 2**62 + self.PILOT), self.shape, self.device)
+        labels = None
+        if self.classes is not None:
+            prior = torch.ones(self.classes) if self.prior is None else self.prior
+            labels = noise.labels(prior.to(self.device))
+        spent = torch.zeros(self.PILOT)
+        denoise = guided(self.denoiser, labels, guidance)
+        try:
+            self._solve(_Meter(denoise, 1 if guidance == 1 else 2, spent, budget * self.PILOT), noise, tolerance)
+        except _Spent:
+            return float("inf")
+        return (spent.mean() + 2 * spent.std() / self.PILOT**0.5).item()

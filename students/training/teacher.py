@@ -1,0 +1,34 @@
+"""Training a teacher: denoising score matching with EDM's preconditioning and label dropout."""
+
+import torch
+from torch import Tensor
+
+from students.diffusion.denoiser import Denoiser, expand
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    labels: Tensor | None,
+    generator: torch.Generator,
+    p_mean: float,
+    p_std: float,
+    label_dropout: float,
+) -> Tensor:
+    """E[w(sigma) |D(x_t) - x_0|^2], w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (EDM [2206.00364], Eq. 2).
+
+    log sigma ~ N(p_mean, p_std^2), where sigma = sigma_t / alpha_t, clipped to the schedule's range.
+    x0: (N, ...). labels: (N,); each becomes "no class" with probability `label_dropout` (guidance [2207.12598]).
+    """
+    schedule, n = denoiser.schedule, len(x0)
+    low, high = -schedule.lam([schedule.t_max, schedule.t_min])
+    log_sigma = p_mean + p_std * torch.randn(n, generator=generator, dtype=torch.float64)
+    t = schedule.time(-log_sigma.clamp(high, low)).to(x0.device)
+    eps = torch.randn(x0.shape, generator=generator).to(x0)
+    x = expand(schedule.alpha(t), x0) * x0 + expand(schedule.sigma(t), x0) * eps
+    if labels is not None:
+        dropped = torch.rand(n, generator=generator).to(x0.device) < label_dropout
+        labels = labels.masked_fill(dropped, denoiser.classes)
+    sigma = expand(schedule.sigma(t) / schedule.alpha(t), x0)
+    weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
+    return (weight * (denoiser(x, t, labels) - x0) ** 2).mean()

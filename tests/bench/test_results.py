@@ -1,0 +1,83 @@
+"""The store: cells appear whole or not at all, and belong to one process at a time."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from bench.results import Store, frame, latest
+from students.errors import FewstepError
+
+
+def cell(cell_id="a1", **changes):
+    record = {
+        "id": cell_id, "task": "t", "version": 1, "student": "ddim", "steps": 4, "guidance": 1.0,
+        "dtype": "float32", "seed_block": 0, "samples": 8, "rounding": "round", "status": "ok",
+        "metrics": {"fd": 1.5}, "latency": {"latency_ms": 2.0}, "identity": {"deep": {"x": 1}},
+        "provenance": {"finished": "2026-01-01T00:00:00", "device": "cpu"},
+    }  # fmt: skip
+    return record | changes
+
+
+def test_save_load_and_frame(tmp_path):
+    store = Store(tmp_path, "t")
+    store.save(cell(), lambda folder: (folder / "array").write_bytes(b"123"))
+    assert store.load("a1") == cell()
+    assert (store.path("a1") / "array").read_bytes() == b"123"
+    assert store.load("b2") is None
+    row = frame(store.cells(), store).iloc[0]
+    assert (row.fd, row.latency_ms, row.device, row.cell) == (1.5, 2.0, "cpu", "a1")
+    store.update(cell(metrics={"fd": 2.5}))
+    assert store.load("a1")["metrics"] == {"fd": 2.5}
+    assert (store.path("a1") / "array").exists()
+
+
+def test_latest_keeps_the_last_of_equal_measurements():
+    old, new = cell("a1"), cell("b2", identity={"weights": "other"})
+    other = cell("c3", steps=8)
+    assert [c["id"] for c in latest([old, other, new])] == ["b2", "c3"]
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "run").write_text("a file in the way")
+    with pytest.raises(FewstepError, match="--out"):
+        Store(tmp_path, "t")
+
+
+def _write_slowly(root, started):
+    store = Store(root, "t")
+
+    def arrays(folder):
+        (folder / "array").write_bytes(b"half of it")
+        started.set()
+        time.sleep(60)
+
+    with store.claim("a1"):
+        store.save(cell(), arrays)
+
+
+def test_kill_in_the_middle_of_a_write_leaves_no_cell(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    writer = context.Process(target=_write_slowly, args=(tmp_path, started))
+    writer.start()
+    assert started.wait(60)
+    store = Store(tmp_path, "t")
+    with store.claim("a1") as mine:
+        assert not mine, "a living writer holds its cell"
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    assert store.load("a1") is None and store.cells() == []
+    with store.claim("a1") as mine:
+        assert mine, "the lock goes with its process"
+    store.clean()
+    assert [p.name for p in store.folder.iterdir()] == [".locks"]
+
+
+def test_a_record_is_plain_json(tmp_path):
+    store = Store(tmp_path, "t")
+    store.save(cell())
+    assert json.loads((store.path("a1") / "cell.json").read_text())["id"] == "a1"
