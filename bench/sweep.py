@@ -15,8 +15,9 @@ from bench.identity import code_hash, digest
 from bench.measure import METRICS, extractor_identity
 from bench.results import FAILED, UNSUPPORTED, Store
 from bench.tasks import Task
+from students.checkpoints.safetensors_file import verified_hash
 from students.errors import FewstepError, unknown
-from students.recipes import EXACT, RECIPES, teacher_weights, verified_hash
+from students.recipes import EXACT, RECIPES, teacher_weights
 from students.registry import parse
 
 REAL = "real"  # the pseudo-student that answers with held-out data: the floor

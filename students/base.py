@@ -93,8 +93,7 @@ class SolverStudent(Student):
         device="cpu",
         **options,
     ):
-        self.denoiser = denoiser if isinstance(denoiser, nn.Module) else _Callable(denoiser)
-        self.denoiser.to(device)
+        self.denoiser = as_module(denoiser).to(device)
         self.solver = solver
         self.grid, self.grid_options = grid, grid_options or {}
         self.name = name or solver.__name__
@@ -116,8 +115,12 @@ class SolverStudent(Student):
         return self.solver(guided(self.denoiser, labels, guidance), x, times, noise=noise, **self.solver_options)
 
 
+def as_module(denoise) -> nn.Module:
+    """A denoiser that may be a plain callable as a module, so that its calls can be counted."""
+    return denoise if isinstance(denoise, nn.Module) else _Callable(denoise)
+
+
 class _Callable(nn.Module):
-    """A denoiser that is a plain callable, as a module, so that its calls can be counted."""
 
     def __init__(self, denoise):
         super().__init__()

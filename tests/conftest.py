@@ -30,4 +30,4 @@ def schedule(request):
 
 @pytest.fixture(autouse=True)
 def few_threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)

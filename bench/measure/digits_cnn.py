@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_fidelity import FeatureExtractorBase
 
-from bench.measure import EXTRACTORS
 from students.checkpoints.safetensors_file import load_into, load_weights, save_weights
 from students.data import load_data
 from students.errors import FewstepError
+
+WEIGHTS = Path(__file__).parent.parent / "weights" / "digits_cnn.safetensors"
 
 EPOCHS = 80
 BATCH_SIZE = 64
@@ -58,10 +59,9 @@ class DigitsExtractor(FeatureExtractorBase):
 
     def __init__(self, name, features_list, **kwargs):
         super().__init__(name, features_list)
-        path = EXTRACTORS["digits_cnn"].weights
-        state, record = load_weights(path)
+        state, record = load_weights(WEIGHTS)
         self.network = DigitsCNN()
-        load_into(self.network, state, path)
+        load_into(self.network, state, WEIGHTS)
         self.network.double()
         self.weights_hash = record["sha256"]
         self.requires_grad_(False).eval()
@@ -151,7 +151,7 @@ def train(path: Path, seed: int = 0, epochs: int = EPOCHS) -> dict:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the feature extractor of the digits and write its weights.")
-    parser.add_argument("--out", type=Path, default=EXTRACTORS["digits_cnn"].weights)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for key, value in train(arguments.out, arguments.seed).items():

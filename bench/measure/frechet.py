@@ -18,7 +18,9 @@ def frechet_distance(mean1, cov1, mean2, cov2) -> float:
         shapes = ", ".join(str(value.shape) for value in (mean1, cov1, mean2, cov2))
         raise FewstepError(f"Fréchet distance takes means (F,) and covariances (F, F) of one size, got {shapes}")
     if not all(np.isfinite(value).all() for value in (mean1, cov1, mean2, cov2)):
-        raise FewstepError("Fréchet distance of statistics that are not finite: look for NaN or infinity in the samples")
+        raise FewstepError(
+            "Fréchet distance of statistics that are not finite: look for NaN or infinity in the samples"
+        )
     shift = mean1 - mean2
     distance = shift @ shift + np.trace(cov1) + np.trace(cov2) - 2 * trace_sqrt_product(cov1, cov2)
     return max(float(distance), 0.0)

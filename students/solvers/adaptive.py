@@ -197,6 +197,9 @@ def rk45(denoise, x: Tensor, times: Tensor, *, noise=None, tolerance: float = 1e
     return _finish(denoise, solution.ys[:, -1].reshape(x.shape), end, times[-1])
 
 
+FEWEST_EVALUATIONS = {adaptive_sde: 4, rk45: 7}  # at any tolerance, without guidance
+
+
 class _Spent(Exception):
     """The pilot has cost more than the budget."""
 
@@ -222,20 +225,19 @@ class _Meter:
 class BudgetStudent(SolverStudent):
     """A solver with a tolerance instead of steps: `n_steps` is an NFE budget, met on average.
 
-    The tolerance is the tightest of a fixed list, 2^(k / 16), at which the mean NFE of PILOT images, plus two standard
-    errors, is within the budget. Their seeds start at 2^62, apart from those of any evaluation, so every process
+    The tolerance is the tightest of TOLERANCES at which the mean NFE of PILOT images, plus two standard errors, is
+    within the budget (by bisection). Their seeds start at 2^62, apart from those of any evaluation, so every process
     and batch size finds the same tolerance; `count_nfe` books them as setup. Of a given grid only both ends matter.
     Raises UnsupportedSteps where the loosest tolerance costs more than the budget.
     """
 
-    PILOT = 32
-    NOTCHES = range(-20 * 16, 30 * 16)  # tolerances 2^20 to 2^-30
-    FEWEST = {adaptive_sde: 4, rk45: 7}
+    PILOT = 64
+    TOLERANCES = tuple(2.0 ** -(k / 64) for k in range(-20 * 64, 30 * 64))
 
     def __init__(self, denoiser, solver, grid="log_snr", shape=None, **options):
         if "tolerance" in options:
             raise FewstepError("the tolerance follows from the number of steps, which is an NFE budget: leave it out")
-        options.setdefault("supported_steps", range(self.FEWEST.get(solver, 1), 1001))
+        options.setdefault("supported_steps", range(FEWEST_EVALUATIONS.get(solver, 1), 1001))
         super().__init__(denoiser, solver, grid, shape, **options)
         self._tolerances = {}
 
@@ -259,19 +261,19 @@ class BudgetStudent(SolverStudent):
         return self._tolerances[n_steps, guidance]
 
     def _find_tolerance(self, budget: int, guidance: float) -> float:
-        affordable, too_tight = self.NOTCHES.start, self.NOTCHES.stop
-        lowest = self._pilot(2.0 ** -(affordable / 16), guidance)
+        lowest = self._pilot(self.TOLERANCES[0], guidance)
         if lowest > budget:
             raise UnsupportedSteps(
                 f"{self.name} needs at least {lowest:.3g} evaluations an image here, more than the budget of {budget}"
             )
+        affordable, too_tight = 0, len(self.TOLERANCES)
         while too_tight - affordable > 1:
             middle = (affordable + too_tight) // 2
-            if self._pilot(2.0 ** -(middle / 16), guidance, budget) <= budget:
+            if self._pilot(self.TOLERANCES[middle], guidance, budget) <= budget:
                 affordable = middle
             else:
                 too_tight = middle
-        return 2.0 ** -(affordable / 16)
+        return self.TOLERANCES[affordable]
 
     def _pilot(self, tolerance: float, guidance: float, budget: float = float("inf")) -> float:
         """Mean NFE of the pilot images plus two standard errors; infinite as soon as the mean is above the budget."""

@@ -6,6 +6,7 @@ same ratio, lam(t) = log(a / s), for the same point in its own coordinates, x si
 the prediction (noise, sample, velocity) that the scheduler expects.
 """
 
+import copy
 import inspect
 import json
 import math
@@ -13,9 +14,9 @@ import sys
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from students.base import Student, _Callable
+from students.base import Student, as_module
 from students.diffusion.denoiser import guided
 from students.diffusion.schedules import SCHEDULES
 from students.errors import FewstepError, UnsupportedSteps, unknown
@@ -183,8 +184,7 @@ class DiffusersStudent(Student):
         self.scheduler = scheduler
         self._class = scheduler_class(scheduler)
         self._family = self._find_family(denoiser.schedule)
-        self.denoiser = denoiser if isinstance(denoiser, nn.Module) else _Callable(denoiser)
-        self.denoiser.to(device)
+        self.denoiser = as_module(denoiser).to(device)
         self.shape = tuple(shape or denoiser.shape)
         self.classes = getattr(denoiser, "classes", None)
         self.prior = getattr(denoiser, "prior", None)
@@ -193,6 +193,7 @@ class DiffusersStudent(Student):
         self.supported_steps = self._step_range()
         self._runs = set()
         try:
+            self._unused = self._construct()
             self._dry_run(10)
         except UnsupportedSteps:
             pass
@@ -271,17 +272,21 @@ class DiffusersStudent(Student):
         most = self.options.get("original_inference_steps", self.options.get("num_train_timesteps", 1000))
         return range(fewest, most + 1)
 
+    def _construct(self, **options):
+        if self._family == "beta" and "trained_betas" not in options:
+            n = self._init_options["num_train_timesteps"]
+            options["trained_betas"] = trained_betas(self.denoiser.schedule, n)
+        return self._class(**self._init_options, **options)
+
     def make_scheduler(self, n_steps: int):
         """A fresh scheduler with its timesteps set; the timesteps stay on the CPU."""
         schedule = self.denoiser.schedule
-        options = dict(self._init_options)
         if self.scheduler == "IPNDMScheduler":
             # its "betas" are sigma(t) on the grid, below 1 in float32 so that its alphas stay positive
             times = torch.linspace(schedule.t_max, schedule.t_min, n_steps + 1, dtype=torch.float64)
-            options["trained_betas"] = schedule.sigma(times).clamp(max=1 - 2**-24).tolist()
-        elif self._family == "beta":
-            options["trained_betas"] = trained_betas(schedule, options["num_train_timesteps"])
-        scheduler = self._class(**options)
+            scheduler = self._construct(trained_betas=schedule.sigma(times).clamp(max=1 - 2**-24).tolist())
+        else:
+            scheduler = copy.deepcopy(self._unused)  # some constructors are slow
         takes = inspect.signature(scheduler.set_timesteps).parameters
         if self._family == "trigflow":
             angle = torch.atan(schedule.u(schedule.t_max)).item()

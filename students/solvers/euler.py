@@ -31,15 +31,15 @@ def ddim(denoise, x: Tensor, times: Tensor, *, noise=None, eta: float = 0.0) -> 
     """DDIM (Song et al. 2020 [2010.02502], Eq. 12 and 16); eta = 0 is deterministic, eta = 1 is ancestral.
 
     x_t = alpha_t x0 + sqrt(sigma_t^2 - c^2) eps + c n,
-    c = eta (sigma_t / sigma_s) sqrt(1 - alpha_s^2 sigma_t^2 / (alpha_t^2 sigma_s^2))
+    c = eta sigma_t sqrt(1 - alpha_s^2 sigma_t^2 / (alpha_t^2 sigma_s^2))
 
-    which for a VP schedule is the paper's Eq. 16. One evaluation a step; stochastic for eta > 0.
+    which for a VP schedule is the paper's Eq. 16, eta sigma_t / sigma_s sqrt(1 - alpha_s^2 / alpha_t^2). One evaluation a step; stochastic for eta > 0.
     """
     schedule = denoise.schedule
     for s, t in times.unfold(0, 2, 1):
         x0 = denoise(x, s)
         alpha_s, sigma_s, alpha_t, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.alpha(t), schedule.sigma(t)
-        c = eta * sigma_t / sigma_s * (1 - (alpha_s * sigma_t / (alpha_t * sigma_s)) ** 2).sqrt()
+        c = eta * sigma_t * (1 - (alpha_s * sigma_t / (alpha_t * sigma_s)) ** 2).sqrt()
         ratio = (sigma_t**2 - c**2).sqrt() / sigma_s
         x = ratio * x + (alpha_t - alpha_s * ratio) * x0
         if eta > 0:

@@ -15,7 +15,7 @@ PREDICTORS = ("unip", "dpm_solver_pp")
 
 
 def _weights(r: list[Tensor], h: Tensor, scale: Tensor) -> Tensor:
-    """rho with sum_m rho_m r_m^(k-1) = -h k! phi_(k+1)(-h) / B(h), k = 1 ... len(r); 1/2 for a single node."""
+    """rho with sum_m rho_m r_m^(k-1) = -h k! phi_(k+1)(-h) / B(-h), k = 1 ... len(r); 1/2 for a single node."""
     if len(r) == 1:
         return torch.full((1,), 0.5, dtype=torch.float64)
     moments, h_phi = [], torch.expm1(-h)
@@ -26,7 +26,7 @@ def _weights(r: list[Tensor], h: Tensor, scale: Tensor) -> Tensor:
 
 
 def unified_update(schedule, x: Tensor, latest, nodes: History, s, t, variant: str) -> Tensor:
-    """x_t = sigma_t / sigma_s x_s - alpha_t (e^-h - 1) x0_s - alpha_t B(h) sum_m rho_m (x0_m - x0_s) / r_m.
+    """x_t = sigma_t / sigma_s x_s - alpha_t (e^-h - 1) x0_s - alpha_t B(-h) sum_m rho_m (x0_m - x0_s) / r_m.
 
     latest: (lam, x0) at s. nodes: (lam, x0) of other evaluations, at lam_s + r_m h. Earlier evaluations alone
     make UniP of order len(nodes) + 1; with the one at t (r = 1) among them it is UniC, of order one more
@@ -59,9 +59,9 @@ def unipc(
 
     UniP-p converges at order p, UniC-p after it at p + 1 (Cor. 3.2 and Th. 3.1).
 
-    variant: B(h) = h ("bh1") or e^h - 1 ("bh2"), with h the negative step in lam as data prediction has it.
-        B cancels wherever the weights rho solve their equations; it matters where the paper sets a single
-        rho to 1/2: UniP-2 and UniC-1.
+    variant: B(h) = h ("bh1") or e^h - 1 ("bh2"), taken at -h in data prediction. B cancels
+        wherever the weights rho solve their equations; it matters where a single rho is set to 1/2, as the
+        paper does for UniP-2 and UniC-1.
     predictor: "unip", or "dpm_solver_pp" for UniC after multistep DPM-Solver++. Order 1 of both is DDIM.
     corrector: UniC at the end of every step but the last. It uses the evaluation the next step needs anyway.
 

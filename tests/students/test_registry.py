@@ -34,7 +34,7 @@ def test_options_of_a_spec_reach_the_solver():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("ddmi", "did you mean 'ddim'"),
+        ("ddimm", "did you mean 'ddim'"),
         ("ddim:eta", "cannot import 'ddim'|no attribute|unknown"),
         ("ddim:eta=", "options are written"),
         ("ddim:order=2", "takes no option 'order': it takes eta, grid"),
