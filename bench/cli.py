@@ -49,18 +49,18 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "sweep students over step counts, measure, report")
     run.add_argument("task", help="a task by name, or the path of a task's YAML file")
     budget = run.add_mutually_exclusive_group()
-    budget.add_argument("--steps", nargs="+", type=int, metavar="N", help="step counts (default: the task's)")
+    budget.add_argument("--steps", nargs="+", type=_whole, metavar="N", help="step counts (default: the task's)")
     budget.add_argument(
-        "--nfe", nargs="+", type=int, metavar="N", help="network evaluations: each student takes the steps they buy"
+        "--nfe", nargs="+", type=_whole, metavar="N", help="network evaluations: each student takes the steps they buy"
     )
     run.add_argument("--students", nargs="+", metavar="SPEC", help="students (default: the task's)")
-    run.add_argument("--samples", type=int, metavar="N", help="samples per seed block (default: the task's)")
-    run.add_argument("--seed-blocks", type=int, metavar="K", help="seed blocks (default: the task's)")
+    run.add_argument("--samples", type=_whole, metavar="N", help="samples per seed block (default: the task's)")
+    run.add_argument("--seed-blocks", type=_whole, metavar="K", help="seed blocks (default: the task's)")
     run.add_argument("--guidance", nargs="+", type=float, metavar="W", help="guidance scales; 1 is none")
     run.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics (default: the task's)")
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     run.add_argument("--dtype", default="float32", choices=DTYPES, help="of the teacher's network")
-    run.add_argument("--batch-size", type=int, metavar="N", help="of sampling (default: the task's)")
+    run.add_argument("--batch-size", type=_whole, metavar="N", help="of sampling (default: the task's)")
 
     listing = command("list", _list, "tasks, students and metrics by name")
     listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics"), help="default: all three")
@@ -71,10 +71,21 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("tasks", nargs="*", metavar="TASK", help="default: every task that the store has cells of")
     for sub in (run, plot, board):
         sub.add_argument(
-            "--out", type=Path, default=Path(), metavar="DIR", help="where run/, reports/, leaderboards/ go (default: .)"
+            "--out",
+            type=Path,
+            default=Path(),
+            metavar="DIR",
+            help="parent of run/, reports/, leaderboards/ (default: .)",
         )
     command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
     return parser
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
 def _run(arguments) -> int:
@@ -126,7 +137,7 @@ def _list(arguments) -> int:
         ),
         "metrics": (
             "metrics",
-            {name: f"{metric.summary} ({metric.kind} tasks, {metric.better} is better)" for name, metric in METRICS.items()},
+            {name: f"{metric.summary} ({metric.kind} tasks)" for name, metric in METRICS.items()},
         ),
     }
     for key in [arguments.what] if arguments.what else sections:

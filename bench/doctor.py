@@ -75,11 +75,11 @@ def _shipped() -> list[tuple[str, Path, str]]:
     from students.recipes import RECIPES, teacher_weights
 
     teachers = [
-        (f"teacher of {name}", teacher_weights(name), f"git checkout it, or python -m students train teacher --task {name}")
+        (f"teacher of {name}", teacher_weights(name), f"restore it or python -m students train teacher --task {name}")
         for name in RECIPES
     ]
     extractors = [
-        (f"extractor {name}", extractor.weights, f"git checkout it, or python -m {extractor.module}")
+        (f"extractor {name}", extractor.weights, f"restore it or python -m {extractor.module}")
         for name, extractor in EXTRACTORS.items()
     ]
     return teachers + extractors

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from bench.measure.statistics import FeatureStats, Reference
 from bench.results import FAILED, OK, UNSUPPORTED, Store
 from bench.sweep import REAL, Cell
 from bench.tasks import Task
-from students.base import Student, count_nfe
+from students.base import Student, count_nfe, networks_of
 from students.data import Dataset, Split, load_data
 from students.errors import FewstepError, UnsupportedSteps
 from students.provenance import commit
@@ -34,15 +34,24 @@ PROBE_SEED, PROBES = 2**61, 8
 PACKAGES = ("torch", "diffusers", "torch-fidelity", "numpy", "scipy", "scikit-learn")
 
 
+def load_student(spec: str, task: Task, teacher, device="cpu", dtype: str = "float32"):
+    """A student on the task's grid; raises FewstepError whatever goes wrong in a third party's code."""
+    try:
+        return students.load(spec, task=teacher, grid=task.grid, device=device, dtype=dtype)
+    except FewstepError:
+        raise
+    except Exception as error:
+        raise FewstepError(f"cannot load student {spec!r}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def weights_hash(spec: str, task: Task) -> str:
     """16 hex digits over the parameters and buffers of a third party's student."""
-    return state_hash(students.load(spec, task=task.teacher, grid=task.grid))
-
-
-def state_hash(student) -> str:
-    """16 hex digits over the parameters and buffers of a student's networks."""
     sha = hashlib.sha256()
-    for network in student.networks() if hasattr(student, "networks") else Student.networks(student):
+    for network in networks_of(load_student(spec, task, task.teacher)):
         for name, tensor in network.state_dict().items():
             sha.update(name.encode())
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -150,10 +159,15 @@ class Evaluator:
 
     def student(self, spec: str):
         if spec not in self._students:
-            self._students[spec] = students.load(
-                spec, task=self.teacher, grid=self.task.grid, device=self.device, dtype=self.dtype
-            )
+            self._students[spec] = load_student(spec, self.task, self.teacher, self.device, self.dtype)
         return self._students[spec]
+
+    def prepare(self, specs: Iterable[str]) -> None:
+        """Load students, data and extractor, so that what is wrong with them shows before the first cell."""
+        for spec in specs:
+            if spec != REAL:
+                self.student(spec)
+        self.reference  # noqa: B018
 
     def complete(self, cell: Cell, store: Store) -> None:
         """Compute what the store lacks of a claimed cell: all of it, or metrics from its stored statistics."""
@@ -175,7 +189,9 @@ class Evaluator:
         except UnsupportedSteps as error:
             record |= {"status": UNSUPPORTED, "reason": str(error)}
         except Exception as error:  # a student may be anybody's code: one failure must not end the sweep
-            reason = str(error) if isinstance(error, FewstepError) else f"{type(error).__name__}: {error}"
+            reason = one_line(error)
+            if not isinstance(error, FewstepError):
+                reason = f"{type(error).__name__}: {reason}"
             record |= {"status": FAILED, "reason": reason}
             statistics = None
         record["provenance"] |= {
@@ -264,9 +280,8 @@ class Evaluator:
 
     def _latency(self, student, draw) -> dict:
         """Batch-1 latency; the warm-up also does a student's one-time setup."""
-        networks = student.networks() if hasattr(student, "networks") else Student.networks(student)
         draw()
-        with NetworkClock(networks, self.device) as clock:
+        with NetworkClock(networks_of(student), self.device) as clock:
             times = measure_latency(draw, self.device, repeats=LATENCY_RUNS, warmup=0)
         return {
             "latency_ms": times["median_ms"],
@@ -298,6 +313,8 @@ class Evaluator:
     def _represent_uint8(self, images: Tensor) -> dict[str, Tensor]:
         features, logits = self.extractor.features(images)
         rows = {"features": features, "logits": logits, "samples": images.flatten(1).float() / 255}
+        if logits is None and "logits" in self._collectors():
+            raise FewstepError(f"extractor {self.task.extractor!r} has no classes: leave the metric 'is' out")
         return {name: rows[name] for name in self._collectors()}
 
     def _split_statistics(self, split: Split) -> dict[str, FeatureStats]:

@@ -21,12 +21,6 @@ def digest(identity: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_hash(path: Path) -> str:
-    """The sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @functools.cache
 def code_hash(module: str, only: str | None = None) -> str:
     """16 hex digits over the code of a module and of what it imports from its own top-level package.

@@ -19,14 +19,14 @@ OK, UNSUPPORTED, FAILED = "ok", "unsupported", "failed"
 
 
 class Store:
-    """The cells of one task under `root/run/<task>`.
-
-    Raises FewstepError if the folder cannot be written.
-    """
+    """The cells of one task under `root/run/<task>`."""
 
     def __init__(self, root: Path, task: str):
         self.folder = Path(root) / "run" / task
         self._locks = self.folder / ".locks"
+
+    def open(self) -> None:
+        """Make the folder ready for writing, without what killed runs left; raises FewstepError if it cannot be."""
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
             probe = self._locks / f"probe-{os.getpid()}"
@@ -36,6 +36,10 @@ class Store:
             raise FewstepError(
                 f"cannot write to {self.folder}: {error.strerror}; give another folder with --out"
             ) from error
+        for part in self.folder.glob(".part-*"):
+            with self.claim(part.name.removeprefix(".part-")) as mine:
+                if mine:
+                    shutil.rmtree(part, ignore_errors=True)
 
     def path(self, cell_id: str) -> Path:
         return self.folder / cell_id
@@ -89,13 +93,6 @@ class Store:
         """Every cell of the store, oldest first."""
         ids = [path.parent.name for path in self.folder.glob("*/cell.json")]
         return sorted(filter(None, map(self.load, ids)), key=lambda cell: cell["provenance"]["finished"])
-
-    def clean(self) -> None:
-        """Remove what killed runs left behind, except cells that a living process holds."""
-        for part in self.folder.glob(".part-*"):
-            with self.claim(part.name.removeprefix(".part-")) as mine:
-                if mine:
-                    shutil.rmtree(part, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -72,6 +72,7 @@ def runs_for_budgets(
         if budget < 1:
             raise FewstepError(f"--nfe must be whole numbers of at least 1, got {budget}")
     evaluator = Evaluator(task, task.metrics, device, dtype)
+    evaluator.prepare(students)
     runs = []
     for name in students:
         for scale in guidance:
@@ -158,11 +159,16 @@ def run(
 ) -> list[dict]:
     """Compute the cells that the store lacks; returns the records of all of them, in the order given.
 
-    Cells that another process is computing are waited for. A failed cell is tried again.
+    Cells that another process is computing are waited for. A failed cell is tried again. Raises FewstepError,
+    before the first cell, for a device that is not there, students that cannot be loaded, an unwritable store.
     """
-    store.clean()
-    evaluator = None
     todo = [cell for cell in cells if not _complete(store.load(cell.id), metrics)]
+    if todo:
+        from bench.evaluate import Evaluator
+
+        evaluator = Evaluator(task, metrics, device, dtype)
+        evaluator.prepare(cell.student for cell in todo)
+        store.open()
     with tqdm(total=len(todo), unit="cell", disable=not todo, dynamic_ncols=True) as bar:
         while todo:
             waiting = []
@@ -173,10 +179,6 @@ def run(
                         continue
                     bar.set_description(cell.title)
                     if not _complete(store.load(cell.id), metrics):
-                        if evaluator is None:
-                            from bench.evaluate import Evaluator
-
-                            evaluator = Evaluator(task, metrics, device, dtype)
                         evaluator.complete(cell, store)
                     bar.update()
             if waiting:

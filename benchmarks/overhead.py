@@ -22,6 +22,7 @@ evaluator.reference  # noqa: B018 (loads data, extractor and reference statistic
 network = evaluator.teacher
 with tempfile.TemporaryDirectory() as folder, NetworkClock([network], evaluator.device) as clock:
     store = Store(Path(folder), task.name)
+    store.open()
     start = time.perf_counter()
     for cell in plan(task, runs):
         if cell.student != REAL and cell.seed_block == 0:

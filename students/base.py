@@ -39,7 +39,7 @@ class Student:
 
     def networks(self) -> list[nn.Module]:
         """The modules whose calls are network evaluations."""
-        return [value for value in vars(self).values() if isinstance(value, nn.Module)]
+        return _module_attributes(self)
 
     @torch.inference_mode()
     def sample(self, n_steps: int, seeds=range(16), labels=None, guidance: float = 1.0) -> Tensor:
@@ -69,6 +69,15 @@ class Student:
             raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps; it supports {self.supported_steps}")
         if guidance != 1 and self.classes is None:
             raise FewstepError(f"{self.name} is unconditional: guidance {guidance} needs classes; leave it at 1")
+
+
+def _module_attributes(student) -> list[nn.Module]:
+    return [value for value in vars(student).values() if isinstance(value, nn.Module)]
+
+
+def networks_of(student) -> list[nn.Module]:
+    """The networks of any student: what its `networks()` returns, else its attributes that are modules."""
+    return student.networks() if hasattr(student, "networks") else _module_attributes(student)
 
 
 class SolverStudent(Student):
@@ -121,7 +130,6 @@ def as_module(denoise) -> nn.Module:
 
 
 class _Callable(nn.Module):
-
     def __init__(self, denoise):
         super().__init__()
         self.denoise = denoise
@@ -173,7 +181,7 @@ def count_nfe(student):
     solver that drops finished rows counts what each row needed. A network called by another counted
     network is part of it. Raises FewstepError if the student shows no network.
     """
-    networks = student.networks() if hasattr(student, "networks") else Student.networks(student)
+    networks = networks_of(student)
     if not networks:
         raise FewstepError(
             f"cannot count the network evaluations of {getattr(student, 'name', student)}: keep its networks "

@@ -33,7 +33,8 @@ def ddim(denoise, x: Tensor, times: Tensor, *, noise=None, eta: float = 0.0) -> 
     x_t = alpha_t x0 + sqrt(sigma_t^2 - c^2) eps + c n,
     c = eta sigma_t sqrt(1 - alpha_s^2 sigma_t^2 / (alpha_t^2 sigma_s^2))
 
-    which for a VP schedule is the paper's Eq. 16, eta sigma_t / sigma_s sqrt(1 - alpha_s^2 / alpha_t^2). One evaluation a step; stochastic for eta > 0.
+    which for a VP schedule is the paper's Eq. 16, eta sigma_t / sigma_s sqrt(1 - alpha_s^2 / alpha_t^2).
+    One evaluation a step; stochastic for eta > 0.
     """
     schedule = denoise.schedule
     for s, t in times.unfold(0, 2, 1):

@@ -24,6 +24,7 @@ def cell(cell_id="a1", **changes):
 
 def test_save_load_and_frame(tmp_path):
     store = Store(tmp_path, "t")
+    store.open()
     store.save(cell(), lambda folder: (folder / "array").write_bytes(b"123"))
     assert store.load("a1") == cell()
     assert (store.path("a1") / "array").read_bytes() == b"123"
@@ -44,11 +45,12 @@ def test_latest_keeps_the_last_of_equal_measurements():
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "run").write_text("a file in the way")
     with pytest.raises(FewstepError, match="--out"):
-        Store(tmp_path, "t")
+        Store(tmp_path, "t").open()
 
 
 def _write_slowly(root, started):
     store = Store(root, "t")
+    store.open()
 
     def arrays(folder):
         (folder / "array").write_bytes(b"half of it")
@@ -73,11 +75,12 @@ def test_kill_in_the_middle_of_a_write_leaves_no_cell(tmp_path):
     assert store.load("a1") is None and store.cells() == []
     with store.claim("a1") as mine:
         assert mine, "the lock goes with its process"
-    store.clean()
+    store.open()
     assert [p.name for p in store.folder.iterdir()] == [".locks"]
 
 
 def test_a_record_is_plain_json(tmp_path):
     store = Store(tmp_path, "t")
+    store.open()
     store.save(cell())
     assert json.loads((store.path("a1") / "cell.json").read_text())["id"] == "a1"

@@ -1,0 +1,60 @@
+"""Tables, plots, sample grids and leaderboards, from the store alone: no network runs here.
+
+The files of this package are functions of a DataFrame of cells (bench/results.py `frame`); the three functions
+below give them the cells of a task. Importing the package imports nothing heavy.
+"""
+
+from pathlib import Path
+
+from bench.measure import METRICS
+from bench.results import Store, frame, latest
+from bench.tasks import Task
+
+
+def print_table(records: list[dict], task: Task, store: Store) -> None:
+    """Print students x steps for the given cells."""
+    from bench.report.tables import to_text
+
+    cells, metric = _cells(records, task, store)
+    print(to_text(cells, metric, directions(task)))
+
+
+def write(task: Task, store: Store, out: Path) -> list[Path]:
+    """Write `out/reports/<task>`; returns the paths."""
+    from bench.report.report import write_report
+
+    cells, metric = _cells(store.cells(), task, store)
+    return write_report(cells, task.name, metric, directions(task), out)
+
+
+def write_leaderboard(task: Task, store: Store, out: Path) -> Path:
+    """Write `out/leaderboards/<task>.md`; returns its path."""
+    from bench.report import leaderboard
+
+    reference = "exact moments and samples" if task.extractor is None else "training half"
+    about = {
+        "reference": f"{reference} of `{task.data}`",
+        "extractor": f"`{task.extractor}`" if task.extractor else "none",
+    }
+    cells, metric = _cells(store.cells(), task, store)
+    return leaderboard.write_leaderboard(cells, metric, directions(task), out, about)
+
+
+def directions(task: Task) -> dict[str, str]:
+    """For every quality column of the task's kind: is "lower" or "higher" better?"""
+    flipped = {"lower": "higher", "higher": "lower"}
+    return {
+        column.format(extractor=task.extractor): flipped[metric.better] if column in metric.opposite else metric.better
+        for metric in METRICS.values()
+        if metric.kind == task.kind
+        for column in metric.columns
+        if "_std" not in column  # the spread of another column is no quality
+    }
+
+
+def _cells(records: list[dict], task: Task, store: Store):
+    """The cells that the task as it is now describes, and the column to rank by: its primary, if measured."""
+    cells = frame(latest([record for record in records if record["version"] == task.version]), store)
+    measured = [name for name in (task.primary, *directions(task)) if name in cells and cells[name].notna().any()]
+    metric = measured[0] if measured else task.primary
+    return (cells if metric in cells else cells.assign(**{metric: float("nan")})), metric

@@ -1,0 +1,32 @@
+"""Writing a report's files: whole or not at all, and not again when nothing changed."""
+
+import os
+import re
+from pathlib import Path
+
+from students.errors import FewstepError
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write under a temporary name, then rename. Raises FewstepError if the folder cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        raise FewstepError(f"cannot write {path}: {error.strerror}; give another folder with --out") from error
+    return path
+
+
+def is_current(path: Path, inputs: str) -> bool:
+    """Whether a picture is there and carries `inputs`, the digest of what it was drawn from, in its metadata."""
+    try:
+        return inputs.encode() in path.read_bytes()
+    except OSError:
+        return False
+
+
+def safe_name(name: str) -> str:
+    """A student's name as a file name: `diffusers:DDIMScheduler` -> `diffusers-DDIMScheduler`."""
+    return re.sub(r"[^\w.,=+-]", "-", name).lstrip(".")

@@ -1,0 +1,88 @@
+"""reports/<task>: results.csv, the tables, plots and sample grids. A picture whose inputs are unchanged is kept."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from bench.identity import code_hash, digest
+from bench.report.files import is_current, safe_name, write_atomically
+from bench.report.tables import PROTOCOL, REAL, aggregate, protocols, to_text, write_results
+
+
+def write_report(
+    cells: pd.DataFrame, task_name: str, metric: str, better: dict[str, str], out_dir: Path
+) -> list[Path]:
+    """Write `out_dir/reports/<task>`; returns the paths of its files.
+
+    The protocol with the most samples gives quality_nfe and quality_latency; others name in theirs what differs.
+    Latencies of different devices are never in one plot. Raises FewstepError if the folder cannot be written.
+    """
+    folder = Path(out_dir) / "reports" / task_name
+    text = to_text(cells, metric, better)
+    paths = [
+        write_results(cells, folder / "results.csv"),
+        write_atomically(folder / "table.md", f"# {task_name}\n\n```\n{text}\n```\n".encode()),
+    ]
+    groups = protocols(cells)
+    for group in groups:
+        name = f"quality_nfe{_suffix(group, groups[0])}"
+        paths += _write_plot(group, metric, "nfe", better, folder / name, task_name)
+        for i, (device, rows) in enumerate(_devices(group)):
+            name = f"quality_latency{_suffix(group, groups[0])}{f'-{safe_name(device)}' if i else ''}"
+            paths += _write_plot(rows, metric, "latency_ms", better, folder / name, task_name)
+    return paths + _write_grids(cells, folder / "samples")
+
+
+def _suffix(group: pd.DataFrame, main: pd.DataFrame) -> str:
+    """What sets a protocol apart from the main one, for a file name: `-200_samples-guidance_2`."""
+    words = {"samples": "{}_samples", "guidance": "guidance_{:g}", "dtype": "{}", "rounding": "{}"}
+    differing = [
+        (words[name], group[name].iloc[0])
+        for name in PROTOCOL
+        if name in group and group[name].iloc[0] != main[name].iloc[0]
+    ]
+    return "".join(f"-{word.format(value)}" for word, value in differing)
+
+
+def _devices(group: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The cells of each device with the floor, the device with the most cells first."""
+    real = group["student"] == REAL
+    return [(device, group[(group["device"] == device) | real]) for device in group.loc[~real, "device"].value_counts().index]
+
+
+def _write_plot(
+    cells: pd.DataFrame, metric: str, x: str, better: dict[str, str], path: Path, task_name: str
+) -> list[Path]:
+    """The PNG and the SVG of one plot; none if no cell has both numbers."""
+    if x not in cells or aggregate(cells[cells["student"] != REAL]).dropna(subset=[metric, x]).empty:
+        return []
+    drawn = aggregate(cells)[["student", "steps", "blocks", "status", metric, f"{metric}_std", x, "device"]]
+    inputs = digest({"code": code_hash("bench.report.plots"), "rows": drawn.to_csv(), "metric": metric, "x": x})
+    paths = [path.with_name(path.name + suffix) for suffix in (".png", ".svg")]
+    if not all(is_current(file, inputs) for file in paths):
+        from bench.report.plots import quality_against, render
+
+        figure = quality_against(cells, metric, x, better, task_name)
+        for file in paths:
+            write_atomically(file, render(figure, file.suffix, inputs))
+    return paths
+
+
+def _write_grids(cells: pd.DataFrame, folder: Path) -> list[Path]:
+    """One sample grid a student; real samples set the axes of vector tasks."""
+    paths, code = [], code_hash("bench.report.grids")
+    real = cells[(cells["student"] == REAL) & (cells["status"] == "ok")].nlargest(1, "samples")
+    drawable = cells[(cells["status"] == "ok") & (cells["seed_block"] == 0)]
+    for student, rows in drawable.groupby("student"):
+        path = folder / f"{safe_name(student)}.png"
+        drawn = pd.concat([rows, real])[["cell", "steps", "nfe"]]
+        inputs = digest({"code": code, "rows": drawn.to_csv(index=False)})
+        if not is_current(path, inputs):
+            from bench.report.grids import render, sample_grid, stored_samples
+
+            picture = sample_grid(rows, stored_samples(real["path"].iloc[0]) if len(real) else None)
+            if picture is None:
+                continue
+            write_atomically(path, render(picture, inputs))
+        paths.append(path)
+    return paths
