@@ -93,7 +93,7 @@ def _run(arguments) -> int:
     from bench.results import FAILED, Store
     from bench.tasks import load_task
 
-    task = load_task(arguments.task)
+    task = default = load_task(arguments.task)
     for key in ("samples", "seed_blocks", "batch_size"):
         value = getattr(arguments, key)
         if value is not None:
@@ -112,7 +112,8 @@ def _run(arguments) -> int:
     store = Store(arguments.out, task.name)
     records = sweep.run(cells, task, store, metrics, arguments.device, arguments.dtype)
     report.print_table(records, task, store)
-    for path in report.write(task, store, arguments.out):
+    folder = task.name if task.samples == default.samples else f"{task.name}-{task.samples}-samples"
+    for path in report.write(task, store, arguments.out, folder):
         print(f"wrote {path}")
     failed = [record for record in records if record["status"] == FAILED]
     for record in failed:

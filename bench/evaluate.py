@@ -24,6 +24,7 @@ from bench.tasks import Task
 from students.base import Student, count_nfe, networks_of
 from students.data import Dataset, Split, load_data
 from students.errors import FewstepError, UnsupportedSteps
+from students.loading import DTYPES
 from students.provenance import commit
 from students.teachers import load_teacher
 
@@ -142,7 +143,7 @@ class Evaluator:
 
     @cached_property
     def teacher(self):
-        teacher = load_teacher(self.task.teacher, device=self.device, dtype=students.loading.DTYPES[self.dtype])
+        teacher = load_teacher(self.task.teacher, device=self.device, dtype=DTYPES[self.dtype])
         made = tuple(teacher.shape), getattr(teacher, "classes", None)
         if made != (self.task.shape, self.task.classes):
             asked = self.task.shape, self.task.classes

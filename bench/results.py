@@ -45,11 +45,14 @@ class Store:
         return self.folder / cell_id
 
     def load(self, cell_id: str) -> dict | None:
-        """The cell's record, or None if it is not there."""
+        """The cell's record, or None if it is not there; raises FewstepError if it cannot be read."""
+        path = self.path(cell_id) / "cell.json"
         try:
-            return json.loads((self.path(cell_id) / "cell.json").read_text())
-        except FileNotFoundError:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError) as error:
+            raise FewstepError(f"cannot read {path} ({error}); delete {path.parent} to compute it again") from error
 
     @contextmanager
     def claim(self, cell_id: str) -> Iterator[bool]:

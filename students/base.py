@@ -113,6 +113,8 @@ class SolverStudent(Student):
         self.device = torch.device(device)
         self.solver_options = options
         self.options = {"grid": grid, **self.grid_options, **options}
+        if isinstance(grid, str):
+            make_grid(grid, denoiser.schedule, 1, **self.grid_options)  # raises for a name or option that is wrong
 
     def times(self, n_steps: int) -> Tensor:
         return make_grid(self.grid, self.denoiser.schedule, n_steps, **self.grid_options)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from bench.measure import METRICS
 from bench.results import Store, frame, latest
+from bench.sweep import REAL
 from bench.tasks import Task
+from students.errors import FewstepError
 
 
 def print_table(records: list[dict], task: Task, store: Store) -> None:
@@ -19,12 +21,12 @@ def print_table(records: list[dict], task: Task, store: Store) -> None:
     print(to_text(cells, metric, directions(task)))
 
 
-def write(task: Task, store: Store, out: Path) -> list[Path]:
-    """Write `out/reports/<task>`; returns the paths."""
+def write(task: Task, store: Store, out: Path, folder: str | None = None) -> list[Path]:
+    """Write `out/reports/<folder>`, by default the task's name; returns the paths."""
     from bench.report.report import write_report
 
     cells, metric = _cells(store.cells(), task, store)
-    return write_report(cells, task.name, metric, directions(task), out)
+    return write_report(cells, folder or task.name, metric, directions(task), out)
 
 
 def write_leaderboard(task: Task, store: Store, out: Path) -> Path:
@@ -53,8 +55,18 @@ def directions(task: Task) -> dict[str, str]:
 
 
 def _cells(records: list[dict], task: Task, store: Store):
-    """The cells that the task as it is now describes, and the column to rank by: its primary, if measured."""
-    cells = frame(latest([record for record in records if record["version"] == task.version]), store)
+    """The cells of the task's version and sample count, and the column to rank by: its primary, if measured."""
+    protocol = [
+        record
+        for record in records
+        if record["version"] == task.version and (record["family"] == REAL or record["samples"] == task.samples)
+    ]
+    if all(record["family"] == REAL for record in protocol):
+        raise FewstepError(
+            f"{store.folder} has no cells of {task.name} version {task.version} with {task.samples} samples: "
+            f"python -m bench run {task.name} makes them"
+        )
+    cells = frame(latest(protocol), store)
     measured = [name for name in (task.primary, *directions(task)) if name in cells and cells[name].notna().any()]
     metric = measured[0] if measured else task.primary
     return (cells if metric in cells else cells.assign(**{metric: float("nan")})), metric

@@ -1,5 +1,6 @@
 """Writing a report's files: whole or not at all, and not again when nothing changed."""
 
+import io
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,16 @@ def is_current(path: Path, inputs: str) -> bool:
         return inputs.encode() in path.read_bytes()
     except OSError:
         return False
+
+
+def png(picture, inputs: str) -> bytes:
+    """A PIL image as PNG, with `inputs` in its metadata."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info, content = PngInfo(), io.BytesIO()
+    info.add_text("Inputs", inputs)
+    picture.save(content, "PNG", optimize=True, pnginfo=info)
+    return content.getvalue()
 
 
 def safe_name(name: str) -> str:

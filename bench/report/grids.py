@@ -1,12 +1,11 @@
 """Sample grids: one picture a student, the same seeds in the same places for every student."""
 
-import io
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
 
 from bench.report.tables import REAL
 
@@ -14,7 +13,7 @@ TILE, GAP = 32, 2  # pixels: the least size an image is shown at, and the space 
 LABEL, TITLE = 92, 26  # pixels left of a row and above the picture
 PANEL, MARGIN = 240, 24  # pixels of a scatter panel and around it
 FINE = 4  # scatter panels are drawn this much larger, then reduced
-INK, GREY, FAINT, PAPER = 26, 110, 208, 255
+INK, GREY, REFERENCE, RULE, PAPER = "#1a1a1a", "#6e6e6e", "#d0d0d0", "#ececec", "white"
 
 
 def sample_grid(cells: pd.DataFrame, reference: np.ndarray | None = None) -> Image.Image | None:
@@ -73,20 +72,20 @@ def _image_rows(title: str, rows: dict[str, np.ndarray]) -> Image.Image:
     scale = max(1, round(TILE / max(height, width)))
     pitch_x, pitch_y = width * scale + GAP, max(height * scale + GAP, 14 * max(label.count("\n") + 1 for label in rows))
     size = LABEL + columns * pitch_x + GAP, TITLE + len(rows) * pitch_y + 18
-    picture = Image.new("RGB" if channels == 3 else "L", size, (PAPER,) * 3 if channels == 3 else PAPER)
+    picture = Image.new("RGB" if channels == 3 else "L", size, PAPER)
     draw = ImageDraw.Draw(picture)
-    ink, grey = ((INK,) * 3, (GREY,) * 3) if channels == 3 else (INK, GREY)
-    draw.text((GAP, 5), title, ink, _font(14))
+    draw.text((GAP, 5), title, INK, _font(14))
     for row, (label, samples) in enumerate(rows.items()):
         top = TITLE + row * pitch_y
-        draw.multiline_text((LABEL - 8, top + pitch_y / 2), label, ink, _font(11), "rm", spacing=1, align="right")
+        draw.multiline_text((LABEL - 8, top + pitch_y / 2), label, INK, _font(11), "rm", spacing=1, align="right")
         large = samples.repeat(scale, axis=2).repeat(scale, axis=3).transpose(0, 2, 3, 1)
         for column, image in enumerate(large):
-            picture.paste(Image.fromarray(image.squeeze(2) if channels == 1 else image), (LABEL + column * pitch_x, top))
+            tile = Image.fromarray(image.squeeze(2) if channels == 1 else image)
+            picture.paste(tile, (LABEL + column * pitch_x, top))
     for column in range(columns):
         x = LABEL + column * pitch_x + width * scale / 2
-        draw.text((x, size[1] - 3), str(column), grey, _font(10), "ms")
-    draw.text((LABEL - 8, size[1] - 3), "seed", grey, _font(10), "rs")
+        draw.text((x, size[1] - 3), str(column), GREY, _font(10), "ms")
+    draw.text((LABEL - 8, size[1] - 3), "seed", GREY, _font(10), "rs")
     return picture
 
 
@@ -104,8 +103,8 @@ def _panels(title: str, rows: dict[str, np.ndarray], reference: np.ndarray | Non
         for tick in _ticks(centre, reach):
             for axis in range(2):
                 at = _pixels(np.full(2, tick), centre, reach)[axis]
-                brush.line([(at, 0), (at, panel.height)] if axis == 0 else [(0, at), (panel.width, at)], 236, FINE)
-        for points, shade, radius in ((reference, FAINT, 1.5), (samples, INK, 1.3)):
+                brush.line([(at, 0), (at, panel.height)] if axis == 0 else [(0, at), (panel.width, at)], RULE, FINE)
+        for points, shade, radius in ((reference, REFERENCE, 1.5), (samples, INK, 1.3)):
             for x, y in _pixels(points[:, :2], centre, reach) if points is not None else ():
                 brush.ellipse([(x - radius * FINE, y - radius * FINE), (x + radius * FINE, y + radius * FINE)], shade)
         brush.rectangle([(0, 0), (panel.width - 1, panel.height - 1)], outline=GREY, width=FINE)
@@ -119,7 +118,7 @@ def _panels(title: str, rows: dict[str, np.ndarray], reference: np.ndarray | Non
             draw.text((left + x, top + PANEL + 13), f"{tick:g}", GREY, _font(10), "ms")
             if column == 0:
                 draw.text((left - 4, top + y), f"{tick:g}", GREY, _font(10), "rm")
-    return picture
+    return picture.quantize(16)
 
 
 def _pixels(points: np.ndarray, centre: np.ndarray, reach: float) -> np.ndarray:
@@ -134,12 +133,3 @@ def _ticks(centre: np.ndarray, reach: float) -> list[float]:
     step = next(factor * exponent for factor in (0.5, 1, 2, 5, 10) if reach / (factor * exponent) <= 2.5)
     low, high = np.ceil((centre.max() - reach) / step), np.floor((centre.min() + reach) / step)
     return [float(step * i) for i in np.arange(low, high + 1)]
-
-
-def render(picture: Image.Image, inputs: str) -> bytes:
-    """A picture as PNG; `inputs` goes into the metadata."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text("Inputs", inputs)
-    content = io.BytesIO()
-    picture.save(content, "PNG", optimize=True, pnginfo=info)
-    return content.getvalue()

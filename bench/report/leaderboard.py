@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.report.files import write_atomically
-from bench.report.tables import REAL, aggregate, describe, plus_minus, protocols
+from bench.report.tables import REAL, aggregate, describe, footnotes, plus_minus, protocols
 
 RULE = """\
 Every number here is measured. Within a budget of N network evaluations a student enters with its **largest step count
@@ -72,7 +72,8 @@ def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: di
         previous = list(entries.index)
         if len(entries):
             lines += [f"### At most {budget} NFE", "", *_ranking(entries, metric, better), ""]
-    return lines
+    notes = footnotes(group)
+    return [*lines, "### Without a number", "", *(f"- {note}" for note in notes), ""] if notes else lines
 
 
 def _budgets(largest: float) -> list[int]:
@@ -93,7 +94,7 @@ def _ranking(entries: pd.DataFrame, metric: str, better: dict[str, str]) -> list
     for place, (_, row) in zip(places, entries.iterrows(), strict=True):
         numbers = [plus_minus(row[name], row[f"{name}_std"]) for name in columns]
         rank = f"{place} ≈" if places.count(place) > 1 else f"{place}"
-        latency = plus_minus(row.get("latency_ms", math.nan))
-        words = [rank, row["student"], row["steps"], f"{row['nfe']:.4g}", *numbers, row["blocks"], row["samples"], latency]
+        spent = [row["student"], row["steps"], f"{row['nfe']:.4g}"]
+        words = [rank, *spent, *numbers, row["blocks"], row["samples"], plus_minus(row.get("latency_ms", math.nan))]
         lines.append("| " + " | ".join(map(str, words)) + " |")
     return lines

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from PIL import Image
 from scipy.optimize import isotonic_regression
 
+from bench.report.files import png
 from bench.report.tables import REAL, aggregate, describe
 
 COSTS = {
@@ -19,15 +21,13 @@ COSTS = {
     "latency_ms": "latency of one image, median (ms)",
     "throughput_ms": "time per image in a batch of {batch}, median (ms)",
 }
-DPI = 160
-FONT = {"font.family": "DejaVu Sans", "svg.hashsalt": "fewstep-bench"}
-INK, GREY, FAINT = "#1a1a1a", "#8c8c8c", "#e4e4e4"
-FRONT = "#f0cf7a"
+DPI, PALETTE = 160, 128
+INK, GREY, LEADER, FAINT, FRONT = "#1a1a1a", "#8c8c8c", "#c4c4c4", "#e4e4e4", "#f0cf7a"
 COLOURS = ("#1a1a1a", "#0060a8", "#b8400a", "#007a56", "#8a3a86", "#6b5200")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 LABEL_SIZE, LABEL_PITCH = 8, 11  # points
-LONGEST_LABEL = 36
+LONGEST_LABEL = 33
 
 
 def pareto_front(cost, loss) -> np.ndarray:
@@ -60,19 +60,22 @@ def _styles(students: list[str], leading: list[str]) -> dict[str, _Style]:
 def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, str], title: str) -> Figure:
     """The metric of one protocol's cells against a cost: "nfe", "latency_ms" or "throughput_ms".
 
-    Points are means over seed blocks, bars their standard deviations. The band is the Pareto front of the means;
-    values equal to four digits share it, and of students that share a point the one with more of the front leads.
+    Points are means over seed blocks, bars their standard deviations. The stepped band is the Pareto front of the
+    means, filled markers its points; its colour does not hang on noise: losses equal to four digits and times equal
+    to two count as equal. At most six students that hold the front, those with most of it, are drawn dark.
     """
     table = aggregate(cells)
     floor = table.loc[table["student"] == REAL, metric].dropna()
-    points = table[table["student"] != REAL].dropna(subset=[metric, x])
-    loss = points[metric].map(lambda value: float(f"{value:.4g}")) * (1 if better[metric] == "lower" else -1)
-    points = points.assign(loss=loss, front=pareto_front(points[x], loss)).sort_values([x, "loss"])
-    styles = _styles(sorted(set(points["student"])), _leading(points, x))
+    points = table[table["student"] != REAL].dropna(subset=[metric, x]).sort_values("steps")
+    sign = 1 if better[metric] == "lower" else -1
+    points["loss"] = sign * points[metric].map(lambda value: float(f"{value:.4g}"))
+    points["cost"] = points[x] if x == "nfe" else points[x].map(lambda value: float(f"{value:.2g}"))
+    points["front"] = pareto_front(points["cost"], points["loss"])
+    styles = _styles(sorted(set(points["student"])), _leading(points[points["front"]]))
 
     height = max(6.25, 1.7 + len(styles) * LABEL_PITCH / 72)
     figure = Figure(figsize=(10, height), dpi=DPI)
-    axes = figure.add_axes((0.075, 0.75 / height, 0.64, 1 - 1.5 / height))
+    axes = figure.add_axes((0.075, 0.75 / height, 0.6, 1 - 1.5 / height))
     _frame(axes, points, floor, metric, x)
     _draw_front(axes, points[points["front"]], metric, x, better[metric] == "lower")
     for name, rows in points.groupby("student"):
@@ -83,10 +86,11 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
             marker=style.marker, markersize=style.size, markerfacecolor="white", markeredgewidth=style.width * 0.7,
             zorder=style.layer,
         )  # fmt: skip
-    leading = points[points["front"] & points["student"].map(lambda name: styles[name].layer == 5)]
-    for name, rows in leading.groupby("student"):
+    for name, rows in points[points["front"]].groupby("student"):
         style = styles[name]
-        axes.plot(rows[x], rows[metric], style.marker, color=style.colour, markersize=style.size, zorder=6)
+        axes.plot(
+            rows[x], rows[metric], style.marker, color=style.colour, markersize=style.size, zorder=style.layer + 1
+        )
     if len(floor):
         axes.axhline(floor.iloc[0], color=INK, linewidth=1, linestyle=(0, (7, 4)), zorder=2)
         axes.annotate(
@@ -94,25 +98,26 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
             xytext=(5, -4), textcoords="offset points", va="top", fontsize=LABEL_SIZE, color=INK,
         )  # fmt: skip
     _label_ends(axes, points.groupby("student").tail(1), metric, x, styles)
-    axes.set_xlabel(COSTS[x].format(batch=points["throughput_batch"].max() if x == "throughput_ms" else ""))
+    axes.set_xlabel(COSTS[x].format(batch=f"{points['throughput_batch'].max():g}" if x == "throughput_ms" else ""))
     axes.set_ylabel(f"{metric} ({better[metric]} is better)")
-    devices = "" if x == "nfe" else ", " + " and ".join(sorted(set(points["device"])))
+    protocol = [describe(cells)] if x == "nfe" else [describe(cells), *sorted(set(points["device"]))]
+    bars = "; bars: ± 1 standard deviation over seed blocks" if points[f"{metric}_std"].notna().any() else ""
     axes.annotate(
         title, (0, 1), xycoords="axes fraction", xytext=(0, 24), textcoords="offset points", fontsize=12, weight="bold"
     )
     axes.annotate(
-        f"{describe(cells)}{devices}", (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points",
+        ", ".join(protocol) + bars, (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points",
         fontsize=9, color="#444444",
     )  # fmt: skip
     return figure
 
 
-def _leading(points: pd.DataFrame, x: str) -> list[str]:
-    """Who holds the front, cheapest point first."""
-    front = points[points["front"]]
+def _leading(front: pd.DataFrame) -> list[str]:
+    """Who holds the front, cheapest point first; a point that several share goes to the one with most points."""
     held = front["student"].value_counts()
-    holders = [max(sorted(rows["student"]), key=held.get) for _, rows in front.groupby([x, "loss"], sort=False)]
-    return list(dict.fromkeys(holders))
+    holders = front.groupby(["cost", "loss"])["student"].agg(lambda students: max(sorted(students), key=held.get))
+    most = holders.value_counts().index[: len(COLOURS)]
+    return [name for name in holders.unique() if name in most]
 
 
 def _frame(axes, points: pd.DataFrame, floor: pd.Series, metric: str, x: str) -> None:
@@ -148,13 +153,13 @@ def _nfe_ticks(values: pd.Series) -> list[float]:
 
 def _draw_front(axes, front: pd.DataFrame, metric: str, x: str, lower: bool) -> None:
     """A stepped band under the lines: the best value that a budget buys."""
-    front = front.drop_duplicates([x, metric])
+    front = front.sort_values(["cost", x]).drop_duplicates("cost")
     costs, values = [*front[x], axes.get_xlim()[1]], [*front[metric], front[metric].iloc[-1]]
-    axes.step(costs, values, where="post", color=FRONT, linewidth=6, solid_joinstyle="round", zorder=1)
-    middle = len(front) // 2
+    axes.step(costs, values, where="post", color=FRONT, linewidth=4.5, solid_joinstyle="round", zorder=1)
     axes.annotate(
-        "Pareto front", (costs[middle], values[middle]), xytext=(-8, -10 if lower else 10), textcoords="offset points",
-        ha="right", va="center", fontsize=LABEL_SIZE, style="italic", color="#6b5200",
+        "Pareto front", (costs[0], values[0]), xytext=(9, 8 if lower else -8), textcoords="offset points",
+        va="center", fontsize=LABEL_SIZE, style="italic", color="#6b5200", zorder=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
     )  # fmt: skip
 
 
@@ -168,7 +173,7 @@ def _label_ends(axes, ends: pd.DataFrame, metric: str, x: str, styles: dict[str,
         style = styles[name]
         axes.annotate(
             "", (cost, value), xytext=(1.045, place), textcoords="axes fraction", annotation_clip=False, zorder=2,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": style.colour, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": LEADER, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
         axes.plot(
             [1.045, 1.085], [place, place], color=style.colour, linewidth=style.width, linestyle=style.dashes,
@@ -193,9 +198,11 @@ def _short(name: str) -> str:
 
 
 def render(figure: Figure, suffix: str, inputs: str) -> bytes:
-    """A figure as ".png" or ".svg"; the same figure gives the same bytes. `inputs` goes into the metadata."""
-    metadata = {"Inputs": inputs, "Software": None} if suffix == ".png" else {"Identifier": inputs, "Date": None}
+    """A figure as ".png" or ".svg", the same bytes for the same figure, with `inputs` in its metadata."""
     content = io.BytesIO()
-    with matplotlib.rc_context(FONT):
-        figure.savefig(content, format=suffix[1:], metadata=metadata)
+    if suffix == ".png":
+        figure.savefig(content, format="png")
+        return png(Image.open(content).convert("RGB").quantize(PALETTE), inputs)
+    with matplotlib.rc_context({"svg.hashsalt": "fewstep-bench"}):
+        figure.savefig(content, format="svg", metadata={"Identifier": inputs, "Date": None, "Creator": None})
     return content.getvalue()

@@ -5,13 +5,13 @@ from pathlib import Path
 import pandas as pd
 
 from bench.identity import code_hash, digest
-from bench.report.files import is_current, safe_name, write_atomically
+from bench.report.files import is_current, png, safe_name, write_atomically
 from bench.report.tables import PROTOCOL, REAL, aggregate, protocols, to_text, write_results
 
+TITLES = {"nfe": "network evaluations", "latency_ms": "latency"}
 
-def write_report(
-    cells: pd.DataFrame, task_name: str, metric: str, better: dict[str, str], out_dir: Path
-) -> list[Path]:
+
+def write_report(cells: pd.DataFrame, task_name: str, metric: str, better: dict[str, str], out_dir: Path) -> list[Path]:
     """Write `out_dir/reports/<task>`; returns the paths of its files.
 
     The protocol with the most samples gives quality_nfe and quality_latency; others name in theirs what differs.
@@ -47,7 +47,8 @@ def _suffix(group: pd.DataFrame, main: pd.DataFrame) -> str:
 def _devices(group: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The cells of each device with the floor, the device with the most cells first."""
     real = group["student"] == REAL
-    return [(device, group[(group["device"] == device) | real]) for device in group.loc[~real, "device"].value_counts().index]
+    devices = group.loc[~real, "device"].value_counts().index
+    return [(device, group[(group["device"] == device) | real]) for device in devices]
 
 
 def _write_plot(
@@ -62,7 +63,7 @@ def _write_plot(
     if not all(is_current(file, inputs) for file in paths):
         from bench.report.plots import quality_against, render
 
-        figure = quality_against(cells, metric, x, better, task_name)
+        figure = quality_against(cells, metric, x, better, f"{task_name}: {metric} against {TITLES[x]}")
         for file in paths:
             write_atomically(file, render(figure, file.suffix, inputs))
     return paths
@@ -78,11 +79,11 @@ def _write_grids(cells: pd.DataFrame, folder: Path) -> list[Path]:
         drawn = pd.concat([rows, real])[["cell", "steps", "nfe"]]
         inputs = digest({"code": code, "rows": drawn.to_csv(index=False)})
         if not is_current(path, inputs):
-            from bench.report.grids import render, sample_grid, stored_samples
+            from bench.report.grids import sample_grid, stored_samples
 
             picture = sample_grid(rows, stored_samples(real["path"].iloc[0]) if len(real) else None)
             if picture is None:
                 continue
-            write_atomically(path, render(picture, inputs))
+            write_atomically(path, png(picture, inputs))
         paths.append(path)
     return paths

@@ -71,14 +71,15 @@ def protocols(cells: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def describe(cells: pd.DataFrame) -> str:
-    """The protocol of a group in words: `899 samples, 3 seed blocks, guidance 1, float32, round`."""
+    """The protocol of a group in words: `899 samples, 3 seed blocks, guidance 1, float32, rounding round`."""
     students = cells[cells["student"] != REAL]
     first = students.iloc[0]
     counts = students.groupby(["student", "steps"])["seed_block"].nunique()
     low, high = counts.min(), counts.max()
     blocks = f"{low}" if low == high else f"{low} to {high}"
-    words = [f"{first['samples']} samples", f"{blocks} seed block{'s' if high > 1 else ''}", f"guidance {first['guidance']:g}"]
-    return ", ".join([*words, *(str(first[name]) for name in _present(["dtype", "rounding"], cells))])
+    words = [f"{first['samples']} samples", f"{blocks} seed block{'s' if high > 1 else ''}"]
+    words += [f"guidance {first['guidance']:g}", first["dtype"]]
+    return ", ".join(words + [f"rounding {first[name]}" for name in _present(["rounding"], cells)])
 
 
 def ranked(table: pd.DataFrame, metric: str, better: dict[str, str]) -> tuple[list[str], int]:

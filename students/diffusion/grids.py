@@ -4,6 +4,7 @@ Each grid is a function `(schedule, n_steps, **options) -> times`: a decreasing 
 n_steps + 1 times from `schedule.t_max` to `schedule.t_min` (both can be overridden).
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,7 +71,7 @@ def make_grid(
 ) -> Tensor:
     """The times of a named grid, or of a list of n_steps + 1 decreasing times.
 
-    Raises FewstepError for an unknown name, a list of another length, or times that do not decrease.
+    Raises FewstepError for an unknown name or option, a list of another length, or times that do not decrease.
     """
     t_max = schedule.t_max if t_max is None else t_max
     t_min = schedule.t_min if t_min is None else t_min
@@ -78,10 +79,12 @@ def make_grid(
         times = torch.as_tensor(grid, dtype=torch.float64)
         if len(times) != n_steps + 1:
             raise FewstepError(f"a grid of {len(times)} times makes {len(times) - 1} steps, not {n_steps}")
-    elif grid in GRIDS:
-        times = GRIDS[grid](schedule, n_steps, t_max, t_min, **options)
-    else:
+    elif grid not in GRIDS:
         raise unknown("grid", grid, GRIDS)
+    elif surplus := options.keys() - inspect.signature(GRIDS[grid]).parameters.keys():
+        raise FewstepError(f"grid {grid!r} takes no option {min(surplus)!r}: leave it out or take another grid")
+    else:
+        times = GRIDS[grid](schedule, n_steps, t_max, t_min, **options)
     if not (times.diff() < 0).all():
         raise FewstepError(f"grid times must decrease strictly, got {[round(t, 6) for t in times.tolist()]}")
     return times

@@ -6,11 +6,33 @@ import numpy as np
 import pandas as pd
 import pytest
 
-SOLVERS = (
-    "ddim ddpm euler heun dpm2 edm_stochastic dpm_solver_2 dpm_solver_3 dpm_solver_fast dpm_solver_pp dpm_solver_pp_3m "
-    "dpm_solver_pp_2s dpm_solver_pp_sde unipc unipc_bh1 deis pndm ipndm ipndm_v euler_maruyama predictor_corrector "
-    "adaptive_sde rk45 diffusers:DDIMScheduler diffusers:UniPCMultistepScheduler"
-).split()
+SOLVERS = [
+    "ddim",
+    "ddpm",
+    "euler",
+    "heun",
+    "dpm2",
+    "edm_stochastic",
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpm_solver_fast",
+    "dpm_solver_pp",
+    "dpm_solver_pp_3m",
+    "dpm_solver_pp_2s",
+    "dpm_solver_pp_sde",
+    "unipc",
+    "unipc_bh1",
+    "deis",
+    "pndm",
+    "ipndm",
+    "ipndm_v",
+    "euler_maruyama",
+    "predictor_corrector",
+    "adaptive_sde",
+    "rk45",
+    "diffusers:DDIMScheduler",
+    "diffusers:UniPCMultistepScheduler",
+]
 BETTER = {
     "fd_digits_cnn": "lower", "kid_digits_cnn": "lower", "precision_digits_cnn": "higher",
     "recall_digits_cnn": "higher", "memorised": "lower",

@@ -4,7 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from students.base import SolverStudent, count_nfe
@@ -42,6 +42,7 @@ def test_the_classical_coefficients():
         assert sum(weights) == pytest.approx(1, abs=1e-15)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0.05, 1.0), min_size=2, max_size=5),
     st.lists(st.floats(-1, 1), min_size=4, max_size=4),
@@ -67,7 +68,7 @@ def test_variable_steps_converge_at_order_four_where_fixed_coefficients_drop_to_
     """On a grid uniform in log-SNR, far from uniform in u."""
     assert observed_order(ipndm_v, schedule, (128, 256)) == pytest.approx(4, abs=0.3)
     assert observed_order(ipndm, schedule, (128, 256)) == pytest.approx(2, abs=0.1)
-    assert error(ipndm, schedule, 256) > 15 * error(ipndm_v, schedule, 256)
+    assert error(ipndm, schedule, 256) > 10 * error(ipndm_v, schedule, 256)
 
 
 @pytest.mark.parametrize("max_order", [1, 2, 3])
@@ -78,7 +79,7 @@ def test_variable_steps_converge_at_max_order(max_order, schedule):
 
 def test_pndm_converges_at_order_four_on_equal_steps_in_u():
     """Its Runge-Kutta warm-up is of that order too; lower-order warm-up shows as order two."""
-    options = {"grid": "uniform", "t_max": 0.9, "n_steps": (128, 256)}
+    options = {"grid": "uniform", "n_steps": (128, 256)}
     assert observed_order(pndm, Flow(), **options) == pytest.approx(4, abs=0.3)
     assert observed_order(ipndm, Flow(), **options) == pytest.approx(2, abs=0.1)
 
