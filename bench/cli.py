@@ -113,12 +113,18 @@ def _run(arguments) -> int:
     records = sweep.run(cells, task, store, metrics, arguments.device, arguments.dtype)
     report.print_table(records, task, store)
     folder = task.name if task.samples == default.samples else f"{task.name}-{task.samples}-samples"
-    for path in report.write(task, store, arguments.out, folder):
-        print(f"wrote {path}")
+    _say_written(report.write(task, store, arguments.out, folder))
     failed = [record for record in records if record["status"] == FAILED]
     for record in failed:
         print(f"error: {record['student']} at {record['steps']} steps: {record['reason']}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _say_written(paths: list[Path]) -> None:
+    """One line a folder."""
+    for folder in dict.fromkeys(path.parent for path in paths):
+        names = [path.name for path in paths if path.parent == folder]
+        print(f"wrote {folder}/: {', '.join(names) if len(names) <= 8 else f'{len(names)} files'}")
 
 
 def _list(arguments) -> int:
@@ -153,8 +159,7 @@ def _plot(arguments) -> int:
     from bench import report
 
     for task, store in _stored(arguments):
-        for path in report.write(task, store, arguments.out):
-            print(f"wrote {path}")
+        _say_written(report.write(task, store, arguments.out))
     return 0
 
 

@@ -28,7 +28,7 @@ from students.loading import DTYPES
 from students.provenance import commit
 from students.teachers import load_teacher
 
-KEPT_SAMPLES = 16  # of each cell, for the sample grids
+KEPT_SAMPLES = {"image": 16, "vector": 500}  # of each cell, for the sample grids
 LATENCY_RUNS = 5
 RANGE_SLACK = 1e-3
 PROBE_SEED, PROBES = 2**61, 8
@@ -293,7 +293,7 @@ class Evaluator:
     def _draw_real(self) -> tuple[dict[str, FeatureStats], np.ndarray, dict]:
         """The first `samples` held-out samples, or all of them if they are fewer."""
         heldout = Split(self.data.heldout.samples[: self.task.samples])
-        samples = heldout.samples[:KEPT_SAMPLES]
+        samples = heldout.samples[: KEPT_SAMPLES[self.task.kind]]
         kept = samples.numpy() if self.task.kind == "image" else samples.float().numpy()
         return self._split_statistics(heldout), kept, {"samples": len(heldout.samples)}
 
@@ -327,7 +327,7 @@ class Evaluator:
         return statistics
 
     def _keep(self, samples: Tensor) -> np.ndarray:
-        samples = samples[:KEPT_SAMPLES]
+        samples = samples[: KEPT_SAMPLES[self.task.kind]]
         if self.task.kind == "image":
             samples = to_uint8(samples, self.task.rounding)
         return samples.cpu().numpy()

@@ -66,9 +66,13 @@ class Student:
     def check(self, n_steps: int, guidance: float = 1.0) -> None:
         """Raise what `sample` would raise for these arguments, without any network call."""
         if n_steps not in self.supported_steps:
-            raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps; it supports {self.supported_steps}")
+            raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps; it supports {self._supported()}")
         if guidance != 1 and self.classes is None:
             raise FewstepError(f"{self.name} is unconditional: guidance {guidance} needs classes; leave it at 1")
+
+    def _supported(self) -> str:
+        steps = self.supported_steps
+        return f"{steps[0]} to {steps[-1]}" if isinstance(steps, range) else ", ".join(map(str, steps))
 
 
 def _module_attributes(student) -> list[nn.Module]:
@@ -136,6 +140,7 @@ class _Callable(nn.Module):
         super().__init__()
         self.denoise = denoise
         self.schedule = denoise.schedule
+        self.classes = getattr(denoise, "classes", None)
 
     def forward(self, x, t, labels=None):
         return self.denoise(x, t) if labels is None else self.denoise(x, t, labels)

@@ -59,9 +59,9 @@ def _cells(records: list[dict], task: Task, store: Store):
     protocol = [
         record
         for record in records
-        if record["version"] == task.version and (record["family"] == REAL or record["samples"] == task.samples)
+        if record["version"] == task.version and (record["student"] == REAL or record["samples"] == task.samples)
     ]
-    if all(record["family"] == REAL for record in protocol):
+    if all(record["student"] == REAL for record in protocol):
         raise FewstepError(
             f"{store.folder} has no cells of {task.name} version {task.version} with {task.samples} samples: "
             f"python -m bench run {task.name} makes them"

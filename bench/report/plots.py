@@ -130,22 +130,24 @@ def _frame(axes, points: pd.DataFrame, floor: pd.Series, metric: str, x: str) ->
     if (points[x] > 0).all():
         axes.set_xscale("log")
         axes.set_xlim(points[x].min() / 1.12, points[x].max() * 1.06)
-        axes.xaxis.set_major_locator(FixedLocator(_nfe_ticks(points[x])) if x == "nfe" else LogLocator(10, (1, 2, 5)))
+        axes.xaxis.set_major_locator(FixedLocator(_nfe_ticks(points)) if x == "nfe" else LogLocator(10, (1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     values = pd.concat([points[metric], floor])
     if (values > 0).all() and values.max() > 4 * values.min():
         axes.set_yscale("log")
         axes.set_ylim(values.min() / 1.25, values.max() * 1.15)
-        axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        subs = (1, 2, 5) if values.max() > 10 * values.min() else (1, 1.5, 2, 3, 4, 5, 7)
+        axes.yaxis.set_major_locator(LogLocator(10, subs))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _nfe_ticks(values: pd.Series) -> list[float]:
-    """Measured NFE to label, the commonest first, as far as their labels have room."""
+def _nfe_ticks(points: pd.DataFrame) -> list[float]:
+    """Measured NFE to label as far as there is room: those that are also step counts first, then the commonest."""
+    counts = points["nfe"].round().value_counts()
     ticks = []
-    for value in values.round().value_counts(sort=True).index:
+    for value in sorted(counts.index, key=lambda nfe: (nfe not in set(points["steps"]), -counts[nfe], nfe)):
         if all(abs(math.log2(value / tick)) > 0.5 for tick in ticks):
             ticks.append(value)
     return sorted(ticks)
@@ -157,8 +159,8 @@ def _draw_front(axes, front: pd.DataFrame, metric: str, x: str, lower: bool) -> 
     costs, values = [*front[x], axes.get_xlim()[1]], [*front[metric], front[metric].iloc[-1]]
     axes.step(costs, values, where="post", color=FRONT, linewidth=4.5, solid_joinstyle="round", zorder=1)
     axes.annotate(
-        "Pareto front", (costs[0], values[0]), xytext=(9, 8 if lower else -8), textcoords="offset points",
-        va="center", fontsize=LABEL_SIZE, style="italic", color="#6b5200", zorder=8,
+        "Pareto front", (costs[-1], values[-1]), xytext=(-3, -10 if lower else 10), textcoords="offset points",
+        ha="right", va="center", fontsize=LABEL_SIZE, style="italic", color="#6b5200", zorder=8,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
     )  # fmt: skip
 

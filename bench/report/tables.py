@@ -57,14 +57,14 @@ def write_results(cells: pd.DataFrame, path: Path) -> Path:
 
 
 def protocols(cells: pd.DataFrame) -> list[pd.DataFrame]:
-    """Groups of cells that may be compared: equal samples, guidance, dtype and rounding; most samples first.
+    """Groups of cells that may be compared: equal samples, guidance, dtype and rounding.
 
-    Each group ends with its floor: of the real-against-real cells with no more samples, the largest.
+    The group with most samples is first, float32 before other dtypes. Each group ends with its floor: of the real-against-real cells with no more samples, the largest.
     """
     real = cells[cells["student"] == REAL]
     students = cells[cells["student"] != REAL]
     groups = [group for _, group in students.groupby(_present(PROTOCOL, cells))]
-    groups.sort(key=lambda group: -group["samples"].iloc[0])
+    groups.sort(key=lambda group: (-group["samples"].iloc[0], group["dtype"].iloc[0] != "float32"))
     return [
         pd.concat([group, real[real["samples"] <= group["samples"].iloc[0]].nlargest(1, "samples")]) for group in groups
     ]

@@ -70,9 +70,9 @@ class SeedNoise:
         self._draws = torch.zeros_like(self.seeds)
 
     def __call__(self, rows=slice(None)) -> Tensor:
-        seeds, draws = self.seeds[rows], self._draws[rows]
         self._draws[rows] += 1
-        return normals(seeds, draws, math.prod(self.shape)).to(self.dtype).unflatten(1, self.shape)
+        values = normals(self.seeds[rows], self._draws[rows], math.prod(self.shape))
+        return values.to(self.dtype).unflatten(1, self.shape)
 
     def labels(self, prior: Tensor) -> Tensor:
         """One class per seed, drawn from `prior` (class probabilities); independent of the noise."""

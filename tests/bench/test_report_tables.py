@@ -6,33 +6,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.report.tables import (
+    aggregate,
+    describe,
+    footnotes,
+    plus_minus,
+    protocols,
+    quality_table,
+    ranked,
+    to_text,
+    write_results,
+)  # fmt: skip
+from students.errors import FewstepError
+
 SOLVERS = [
-    "ddim",
-    "ddpm",
-    "euler",
-    "heun",
-    "dpm2",
-    "edm_stochastic",
-    "dpm_solver_2",
-    "dpm_solver_3",
-    "dpm_solver_fast",
-    "dpm_solver_pp",
-    "dpm_solver_pp_3m",
-    "dpm_solver_pp_2s",
-    "dpm_solver_pp_sde",
-    "unipc",
-    "unipc_bh1",
-    "deis",
-    "pndm",
-    "ipndm",
-    "ipndm_v",
-    "euler_maruyama",
-    "predictor_corrector",
-    "adaptive_sde",
-    "rk45",
-    "diffusers:DDIMScheduler",
-    "diffusers:UniPCMultistepScheduler",
-]
+    "ddim", "ddpm", "euler", "heun", "dpm2", "edm_stochastic", "dpm_solver_2", "dpm_solver_3", "dpm_solver_fast",
+    "dpm_solver_pp", "dpm_solver_pp_3m", "dpm_solver_pp_2s", "dpm_solver_pp_sde", "unipc", "unipc_bh1", "deis",
+    "pndm", "ipndm", "ipndm_v", "euler_maruyama", "predictor_corrector", "adaptive_sde", "rk45",
+    "diffusers:DDIMScheduler", "diffusers:UniPCMultistepScheduler",
+]  # fmt: skip
 BETTER = {
     "fd_digits_cnn": "lower", "kid_digits_cnn": "lower", "precision_digits_cnn": "higher",
     "recall_digits_cnn": "higher", "memorised": "lower",
@@ -95,5 +87,123 @@ def _samples(rng, value, vectors) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory):
+def sweep(tmp_path_factory):
     return make_cells(tmp_path_factory.mktemp("run"))
+
+
+def tiny(*rows, **common) -> pd.DataFrame:
+    """Cells from (student, steps, block, fd)."""
+    plain = {
+        "task": "t", "family": "solver", "guidance": 1.0, "dtype": "float32", "samples": 100, "status": "ok",
+        "reason": "", "device": "cpu", "latency_ms": 1.0, "cell": "c", "path": "nowhere",
+    }  # fmt: skip
+    keys = ("student", "steps", "seed_block", "fd")
+    return pd.DataFrame([plain | dict(zip(keys, row, strict=True)) | {"nfe": float(row[1])} | common for row in rows])
+
+
+LOWER = {"fd": "lower"}
+
+
+def test_statistics_over_blocks():
+    table = aggregate(tiny(("ddim", 4, 0, 1.0), ("ddim", 4, 1, 2.0), ("ddim", 4, 2, 6.0), ("ddim", 8, 0, 5.0)))
+    four, eight = table.to_dict("records")
+    assert (four["fd"], four["fd_min"], four["blocks"]) == (3.0, 1.0, 3)
+    assert four["fd_std"] == pytest.approx(7**0.5, rel=1e-14)  # ddof 1: (4 + 1 + 9) / 2
+    assert (eight["fd"], eight["fd_min"], eight["blocks"]) == (5.0, 5.0, 1)
+    assert np.isnan(eight["fd_std"])
+
+
+@pytest.mark.parametrize("key, other", [("samples", 50), ("guidance", 2.0), ("dtype", "bfloat16")])
+def test_protocols_are_never_mixed(key, other):
+    rows = ("ddim", 4, 0, 1.0), ("ddim", 4, 1, 2.0)
+    cells = pd.concat([tiny(*rows), tiny(*rows, **{key: other})])
+    assert list(aggregate(cells)["fd"]) == [1.5, 1.5]
+    assert [set(group[key]) for group in protocols(cells)] == [{tiny(*rows)[key][0]}, {other}]
+    assert to_text(cells, "fd", LOWER).count("best first") == 2
+
+
+def test_published_numbers_are_refused():
+    with pytest.raises(FewstepError, match="published"):
+        aggregate(tiny(("ddim", 4, 0, 1.0), ("ddim", 4, 1, 2.0), family="published"))
+
+
+def test_one_bad_block_takes_the_number_away():
+    cells = tiny(("ddim", 4, 0, 1.0), ("ddim", 4, 1, 2.0))
+    cells.loc[1, ["status", "reason"]] = "failed", "not finite"
+    row = aggregate(cells).iloc[0]
+    assert (row["status"], row["reason"], row["blocks"]) == ("failed", "not finite", 2)
+    assert np.isnan(row["fd"])
+
+
+def test_times_of_two_devices_are_not_averaged():
+    cells = tiny(("ddim", 4, 0, 1.0), ("ddim", 4, 1, 2.0))
+    cells.loc[1, "device"] = "gpu"
+    row = aggregate(cells).iloc[0]
+    assert (row["fd"], row["device"]) == (1.5, "cpu + gpu")
+    assert np.isnan(row["latency_ms"])
+
+
+def test_the_floor_of_a_protocol_has_no_more_samples():
+    real = tiny(("real", 0, 0, 0.5), ("real", 0, 0, 0.7), family="real").assign(samples=[90, 40])
+    cells = pd.concat([tiny(("ddim", 4, 0, 1.0)), tiny(("ddim", 4, 0, 2.0), samples=50), real])
+    floors = [group.loc[group["student"] == "real", "fd"].tolist() for group in protocols(cells)]
+    assert floors == [[0.5], [0.7]]
+
+
+def test_students_are_ordered_at_the_largest_common_steps():
+    cells = tiny(("a", 4, 0, 1.0), ("b", 4, 0, 2.0), ("c", 4, 0, 1.5), ("a", 8, 0, 9.0), ("b", 8, 0, 1.0))
+    assert ranked(aggregate(cells), "fd", LOWER) == (["a", "c", "b"], 4)
+    assert ranked(aggregate(cells), "fd", {"fd": "higher"}) == (["b", "c", "a"], 4)
+
+
+def test_quality_table(sweep):
+    table = quality_table(sweep, "fd_digits_cnn", BETTER)
+    assert list(table.columns.levels[0]) == ["1 step", "16 steps", "2 steps", "4 steps", "8 steps"]
+    assert table.index[-1] == "real"
+    assert (table.loc["real"].xs("mean ± std", level=1) == "5.21").all()
+    at_8 = sweep[(sweep["student"] == "unipc") & (sweep["steps"] == 8)]["fd_digits_cnn"]
+    assert table.loc["unipc", ("8 steps", "mean ± std")] == plus_minus(at_8.mean(), at_8.std())
+    assert list(table.loc["heun"].xs("NFE", level=1)) == ["", "3", "7", "15", "31"]
+    assert table.loc["heun", ("1 step", "mean ± std")] == "–"
+    assert table.loc["rk45", ("16 steps", "mean ± std")] == "failed"
+    means = aggregate(sweep).query("steps == 8").set_index("student")["fd_digits_cnn"]
+    assert list(table.index[:-1]) == list(means.sort_values().index)
+
+
+def test_missing_cells_are_explained(sweep):
+    assert footnotes(sweep) == [
+        "heun 1: heun cannot run in 1 steps; it supports 2 and up",
+        "pndm 1, 2: pndm needs 4 steps or more",
+        "rk45 16: rk45 made images that are not finite",
+    ]
+
+
+def test_text_names_the_protocol_and_fits(sweep):
+    text = to_text(sweep, "fd_digits_cnn", BETTER)
+    assert "899 samples, 3 seed blocks, guidance 1, float32" in text
+    assert "best first at 8 steps" in text
+    assert all(note in text for note in footnotes(sweep))
+    assert max(map(len, text.splitlines())) <= 122
+    assert describe(tiny(("ddim", 4, 0, 1.0))).startswith("100 samples, 1 seed block,")
+
+
+@pytest.mark.parametrize(
+    "mean, std, text",
+    [
+        (163.2, 2.4, "163 ± 2"), (14.83, 0.31, "14.8 ± 0.3"), (4.5312, 0.0612, "4.53 ± 0.06"), (5.2, np.nan, "5.20"),
+        (103.42, 0.31, "103.4 ± 0.3"), (0.00123456, 0.00012, "0.00123 ± 0.00012"), (0.0, 0.0, "0 ± 0"),
+        (-0.5, 0.1, "-0.500 ± 0.100"), (np.nan, np.nan, "n/a"),
+    ],
+)  # fmt: skip
+def test_plus_minus(mean, std, text):
+    assert plus_minus(mean, std) == text
+
+
+def test_csv_reads_back_what_was_aggregated(sweep, tmp_path):
+    table = aggregate(sweep)
+    back = pd.read_csv(write_results(sweep, tmp_path / "results.csv"), keep_default_na=False, na_values={"reason": []})
+    numbers = list(table.select_dtypes("float"))
+    assert list(back) == list(table) and len(back) == 1 + 25 * 5
+    for name in numbers:
+        np.testing.assert_array_equal(pd.to_numeric(back[name], errors="coerce"), table[name])  # to the last bit
+    assert list(back["reason"]) == list(table["reason"])

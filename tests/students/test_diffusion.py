@@ -25,7 +25,8 @@ fractions = st.floats(0, 1)
 
 def inside(schedule, fraction):
     """A time from t_min to just below t_max, where the alpha of flow is 0."""
-    return schedule.t_min + fraction * (schedule.t_max * (1 - 1e-6) - schedule.t_min)
+    t = schedule.t_min + fraction * (schedule.t_max * (1 - 1e-6) - schedule.t_min)
+    return torch.tensor(t, dtype=torch.float64)
 
 
 # Schedules
@@ -36,8 +37,8 @@ def inside(schedule, fraction):
 def test_time_inverts_lam_and_u(name, fraction):
     schedule = SCHEDULES[name]()
     t = inside(schedule, fraction)
-    assert schedule.time(schedule.lam(t)).item() == pytest.approx(t, rel=1e-9)
-    assert schedule.time_of_u(schedule.u(t)).item() == pytest.approx(t, rel=1e-9)
+    assert schedule.time(schedule.lam(t)).item() == pytest.approx(t.item(), rel=1e-9)
+    assert schedule.time_of_u(schedule.u(t)).item() == pytest.approx(t.item(), rel=1e-9)
 
 
 @settings(deadline=None)
@@ -251,7 +252,7 @@ def log_density(mixture, x, t):
     alpha, sigma = mixture.schedule.alpha(t), mixture.schedule.sigma(t)
     covariances = mixture.axes @ torch.diag_embed(mixture.variances) @ mixture.axes.mT
     components = torch.distributions.MultivariateNormal(
-        alpha * mixture.means, alpha**2 * covariances + sigma**2 * torch.eye(2)
+        alpha * mixture.means, alpha**2 * covariances + sigma**2 * torch.eye(2, dtype=torch.float64)
     )
     weights = torch.distributions.Categorical(mixture.weights)
     return torch.distributions.MixtureSameFamily(weights, components).log_prob(x)
@@ -270,7 +271,7 @@ def test_mixture_is_tweedie_s_formula(fraction, schedule):
 
 def test_mixture_is_the_posterior_mean_by_integration():
     """int x0 p(x0) N(x; alpha x0, sigma^2) dx0 over int p(x0) N(x; alpha x0, sigma^2) dx0, on a lattice."""
-    mixture, t = make_mixture(), 0.3
+    mixture, t = make_mixture(), torch.tensor(0.3, dtype=torch.float64)
     axis = torch.linspace(-4, 4, 801, dtype=torch.float64)
     x0 = torch.cartesian_prod(axis, axis)
     x = torch.tensor([[0.1, 0.4], [-0.9, 0.0]], dtype=torch.float64)

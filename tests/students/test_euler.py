@@ -253,7 +253,7 @@ def test_ddim_is_that_of_diffusers():
         theirs = starts(schedule, 0.901)
         for index in scheduler.timesteps:
             extra = {"variance_noise": again()} if eta else {}
-            x0 = mixture(theirs, (index + 1) / 1000)
+            x0 = mixture(theirs, (index.double() + 1) / 1000)
             theirs = scheduler.step(x0, index, theirs, eta=eta, **extra).prev_sample
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 

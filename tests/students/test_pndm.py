@@ -201,7 +201,7 @@ def test_pndm_is_that_of_diffusers():
     times = torch.tensor([*range(901, 0, -100), 0], dtype=torch.float64) / 1000
     theirs = ours = starts(VPLinear(), 0.901)
     for index in scheduler.timesteps:
-        theirs = scheduler.step(eps_of(mixture, theirs, (index + 1) / 1000), index, theirs).prev_sample
+        theirs = scheduler.step(eps_of(mixture, theirs, (index.double() + 1) / 1000), index, theirs).prev_sample
     assert len(scheduler.timesteps) == 19
     torch.testing.assert_close(pndm(mixture, ours, times), theirs, rtol=0, atol=1e-6)
 

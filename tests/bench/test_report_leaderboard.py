@@ -1,0 +1,96 @@
+"""Leaderboards: who enters within a budget, who ties, and what the page says."""
+
+import re
+
+import pytest
+
+from bench.report.leaderboard import leaderboard, ranks, within_budget, write_leaderboard
+from bench.report.tables import aggregate
+from students.errors import FewstepError
+from tests.bench.test_report_tables import BETTER, make_cells, tiny
+
+LOWER = {"fd": "lower"}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return make_cells(tmp_path_factory.mktemp("run"))
+
+
+def rankings(text: str) -> dict[int, list[list[str]]]:
+    """NFE budget -> the cells of its table's rows."""
+    tables = {}
+    for budget, body in re.findall(r"### At most (\d+) NFE\n\n((?:\|.*\n)+)", text):
+        tables[int(budget)] = [[cell.strip() for cell in row.split("|")[1:-1]] for row in body.splitlines()[2:]]
+    return tables
+
+
+def test_a_student_enters_with_its_most_steps_and_not_with_its_best_score():
+    cells = tiny(("a", 2, 0, 1.0), ("a", 4, 0, 7.0), ("b", 4, 0, 3.0))
+    table = aggregate(cells)
+    assert within_budget(table, 4).set_index("student")["fd"].to_dict() == {"a": 7.0, "b": 3.0}
+    assert within_budget(table, 3)[["student", "steps"]].values.tolist() == [["a", 2]]
+    found = rankings(leaderboard(cells, "fd", LOWER, {}))
+    assert {budget: [row[1:5] for row in rows] for budget, rows in found.items()} == {
+        2: [["a", "2", "2", "1.00"]],
+        4: [["b", "4", "4", "3.00"], ["a", "4", "4", "7.00"]],
+    }
+
+
+def test_measured_evaluations_count_and_not_steps():
+    cells = tiny(("heun", 2, 0, 5.0), ("heun", 4, 0, 2.0), ("ddim", 4, 0, 3.0))
+    cells["nfe"] = [3.0, 7.0, 4.0]
+    found = rankings(leaderboard(cells, "fd", LOWER, {}))
+    assert [row[1:4] for row in found[4]] == [["ddim", "4", "4"], ["heun", "2", "3"]]
+    assert [row[1:4] for row in found[8]] == [["heun", "4", "7"], ["ddim", "4", "4"]]
+
+
+def test_ties_are_judged_against_the_first_of_a_rank():
+    nan = float("nan")
+    assert ranks([1.0, 1.9, 2.8, 9.0], [1.0, 1.0, 1.0, 1.0]) == [1, 1, 3, 4]
+    assert ranks([1.0, 1.0, 1.1], [nan, nan, nan]) == [1, 1, 3]
+    assert ranks([9.0, 8.5], [0.1, 0.9]) == [1, 1]  # pooled: sqrt((0.01 + 0.81) / 2) = 0.64
+
+
+def test_higher_is_better():
+    cells = tiny(("a", 2, 0, 1.0), ("b", 2, 0, 2.0))
+    assert [row[1] for row in rankings(leaderboard(cells, "fd", {"fd": "higher"}, {}))[2]] == ["b", "a"]
+
+
+def test_the_page_states_its_protocol_and_rule(sweep):
+    text = leaderboard(sweep, "fd_digits_cnn", BETTER, {"reference": "training half", "extractor": "`digits_cnn`"})
+    for words in (
+        "899 samples, 3 seed blocks, guidance 1, float32", "reference: training half", "extractor: `digits_cnn`",
+        "device: cpu x2", "python -m bench leaderboard digits", "largest step count", "pooled standard deviation",
+        "Every number here is measured", "- heun 1: heun cannot run in 1 steps", "- rk45 16: rk45 made images",
+    ):  # fmt: skip
+        assert words in text
+    found = rankings(text)
+    assert list(found) == [1, 2, 4, 8, 16, 32]
+    assert "heun" not in [row[1] for row in found[1]] and "heun" not in [row[1] for row in found[2]]
+    assert ["rk45", "8", "8"] in [row[1:4] for row in found[16]]  # 16 failed, 8 is its largest
+    assert all(row[1] != "real" for rows in found.values() for row in rows)
+
+
+def test_protocols_have_their_own_tables():
+    text = leaderboard(tiny(("a", 2, 0, 1.0)), "fd", LOWER, {})
+    both = leaderboard(tiny(("a", 2, 0, 1.0), ("b", 2, 0, 1.0)).assign(guidance=[1.0, 2.0]), "fd", LOWER, {})
+    assert text.count("### At most") == 1 and both.count("### At most") == 2
+    assert "guidance 2" in both and "guidance 2" not in text
+
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    cells = tiny(("a", 2, 0, 1.0))
+    path = write_leaderboard(cells, "fd", LOWER, tmp_path, {})
+    assert path == tmp_path / "leaderboards" / "t.md"
+    before = path.read_text()
+
+    def full_disk(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    with pytest.raises(FewstepError, match=r"t\.md: No space left on device; give another folder with --out"):
+        write_leaderboard(tiny(("a", 2, 0, 2.0)), "fd", LOWER, tmp_path, {})
+    assert path.read_text() == before
