@@ -59,7 +59,8 @@ def write_results(cells: pd.DataFrame, path: Path) -> Path:
 def protocols(cells: pd.DataFrame) -> list[pd.DataFrame]:
     """Groups of cells that may be compared: equal samples, guidance, dtype and rounding.
 
-    The group with most samples is first, float32 before other dtypes. Each group ends with its floor: of the real-against-real cells with no more samples, the largest.
+    The group with most samples is first, float32 before other dtypes. Each group ends with its floor: of the
+    real-against-real cells with no more samples, the largest.
     """
     real = cells[cells["student"] == REAL]
     students = cells[cells["student"] != REAL]
