@@ -217,7 +217,7 @@ class Evaluator:
             "task": self.task.name,
             "version": self.task.version,
             "student": cell.student,
-            "family": REAL,
+            "family": REAL if real else getattr(self.student(cell.student), "family", Student.family),
             "steps": cell.steps,
             "guidance": cell.guidance,
             "dtype": "float32" if real else self.dtype,
@@ -267,7 +267,6 @@ class Evaluator:
         whole = seconds[: len(seconds) - (len(edges) > 2 and (end - first) % self.task.batch_size > 0)]
         throughput = summary(whole)
         return statistics, kept, {
-            "family": getattr(student, "family", Student.family),
             "nfe": nfe.per_image,
             "setup_nfe": float(preparation.setup_rows + nfe.setup_rows),
             "peak_memory_mb": round(memory.peak_mb, 1),

@@ -60,6 +60,8 @@ class Student:
             labels = torch.as_tensor(labels, device=self.device)
             if labels.shape != noise.seeds.shape:
                 raise FewstepError(f"{len(noise.seeds)} seeds need as many labels, got shape {tuple(labels.shape)}")
+            if len(labels) and not 0 <= labels.min() <= labels.max() <= self.classes:
+                raise FewstepError(f"labels must be 0 to {self.classes - 1}, or {self.classes} for no class")
         x = self.generate(n_steps, noise, labels, guidance).float()
         return x.clamp(-1, 1) if len(self.shape) == 3 else x
 
@@ -76,7 +78,12 @@ class Student:
 
 
 def _module_attributes(student) -> list[nn.Module]:
-    return [value for value in vars(student).values() if isinstance(value, nn.Module)]
+    """Modules among the attributes, also those in lists, tuples and dicts."""
+    found = []
+    for value in vars(student).values():
+        members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        found += [member for member in members if isinstance(member, nn.Module)]
+    return found
 
 
 def networks_of(student) -> list[nn.Module]:
@@ -208,6 +215,7 @@ def count_nfe(student):
     def leave(module, args, output):
         nfe._inside -= 1
 
+    outer = vars(student).get("sample")  # that of another count, if this one is inside it
     plain_sample = student.sample
 
     def counted_sample(*args, **kwargs):
@@ -221,6 +229,9 @@ def count_nfe(student):
     try:
         yield nfe
     finally:
-        del student.sample
+        if outer is None:
+            del student.sample
+        else:
+            student.sample = outer
         for hook in hooks:
             hook.remove()

@@ -53,7 +53,7 @@ METRICS = {
         ),
         Metric(
             "kid", "bench.measure.fidelity:kid", "lower", {"features": "rows"},
-            ("kid_{extractor}", "kid_std_{extractor}"), _IMAGE, "kernel distance of features, mean and std of subsets",
+            ("kid_{extractor}",), _IMAGE, "kernel distance (MMD) of features to the training half",
         ),
         Metric(
             "prc", "bench.measure.fidelity:precision_recall", "higher", {"features": "rows"},

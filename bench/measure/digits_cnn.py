@@ -53,8 +53,8 @@ class DigitsCNN(nn.Module):
 class DigitsExtractor(FeatureExtractorBase):
     """DigitsCNN as an extractor of torch-fidelity, with the weights that ship. Layers: "features", "logits".
 
-    Takes uint8 images (N, 1, 8, 8), or (N, 3, 8, 8) with three equal channels, and computes in float64, so that
-    a row does not depend on the batch it came in. Raises WeightsError, and FewstepError for other images.
+    Takes uint8 images (N, 1, 8, 8), or (N, 3, 8, 8) with three equal channels. Raises WeightsError, and
+    FewstepError for other images.
     """
 
     def __init__(self, name, features_list, **kwargs):
@@ -62,7 +62,6 @@ class DigitsExtractor(FeatureExtractorBase):
         state, record = load_weights(WEIGHTS)
         self.network = DigitsCNN()
         load_into(self.network, state, WEIGHTS)
-        self.network.double()
         self.weights_hash = record["sha256"]
         self.requires_grad_(False).eval()
 
@@ -89,8 +88,8 @@ class DigitsExtractor(FeatureExtractorBase):
                 f"digits_cnn takes grey uint8 images (N, 1, 8, 8), got {images.dtype} {tuple(images.shape)}: "
                 "choose another extractor for other images"
             )
-        features, logits = self.network(grey.double() / 255)
-        layers = {"features": features.float(), "logits": logits.float()}
+        features, logits = self.network(grey.float() / 255)
+        layers = {"features": features, "logits": logits}
         return tuple(layers[name] for name in self.features_list)
 
 

@@ -1,7 +1,7 @@
 """KID, precision and recall, and inception score on kept rows, by the functions of torch-fidelity."""
 
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from bench.measure.statistics import FeatureStats, Reference
@@ -9,7 +9,6 @@ from students.errors import FewstepError
 
 # Every argument is passed, so that a change of torch-fidelity's defaults changes no number.
 KID = {
-    "kid_subsets": 100,
     "kid_kernel": "poly",
     "kid_kernel_poly_degree": 3,
     "kid_kernel_poly_gamma": None,  # 1 / F
@@ -22,23 +21,25 @@ PRC = {"prc_neighborhood": 3, "prc_batch_size": 10_000, "save_cpu_ram": True, "v
 ISC = {"splits": 10, "shuffle": True, "rng_seed": 2020}
 
 
-def kid_subset_size(n1: int, n2: int) -> int:
-    """1000, or half of the smaller set: subsets must differ for their spread to mean something."""
-    return min(KID_SUBSET_SIZE, n1 // 2, n2 // 2)
+def kid_subsets(n1: int, n2: int) -> dict[str, int]:
+    """100 subsets of 1000 rows as usual; all rows at once where one side has no more than 1000."""
+    smaller = min(n1, n2)
+    if smaller > KID_SUBSET_SIZE:
+        return {"kid_subsets": 100, "kid_subset_size": KID_SUBSET_SIZE}
+    return {"kid_subsets": 1, "kid_subset_size": smaller}
 
 
-def kid(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float, float]:
-    """Kernel distance to the training half (Binkowski et al. 2018 [1801.01401]): mean and std over 100 subsets.
+def kid(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float]:
+    """Kernel distance to the training half (Binkowski et al. 2018 [1801.01401]), the mean over `kid_subsets`.
 
-    The unbiased squared MMD with the kernel (x.y / F + 1)^3; it can be slightly negative. The subset size
-    is `kid_subset_size`. In float64: third powers of float32 sums leave noise as large as a small KID.
+    The unbiased squared MMD with the kernel (x.y / F + 1)^3; it can be slightly negative. In float64: third
+    powers of float32 sums leave noise as large as a small KID.
     """
     ours, real = generated["features"].rows().double(), reference.train["features"].rows().double()
-    size = kid_subset_size(len(ours), len(real))
-    if size < 2:
-        raise FewstepError(f"KID needs at least 4 samples on each side, got {len(ours)} and {len(real)}")
-    measured = kid_features_to_metric(ours, real, kid_subset_size=size, **KID)
-    return measured[KEY_METRIC_KID_MEAN], measured[KEY_METRIC_KID_STD]
+    subsets = kid_subsets(len(ours), len(real))
+    if subsets["kid_subset_size"] < 2:
+        raise FewstepError(f"KID needs at least 2 samples on each side, got {len(ours)} and {len(real)}")
+    return (kid_features_to_metric(ours, real, **subsets, **KID)[KEY_METRIC_KID_MEAN],)
 
 
 def precision_recall(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float, float]:

@@ -50,7 +50,6 @@ def directions(task: Task) -> dict[str, str]:
         for metric in METRICS.values()
         if metric.kind == task.kind
         for column in metric.columns
-        if "_std" not in column  # the spread of another column is no quality
     }
 
 

@@ -42,7 +42,7 @@ class GaussianMixture(nn.Module):
 
     def forward(self, x: Tensor, t, labels: Tensor | None = None) -> Tensor:
         """x: (N, D). t: 0-d or (N,). labels: (N,), only for a conditional mixture."""
-        t = torch.as_tensor(t, device=x.device)
+        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         alpha, sigma = (c(t).reshape(-1, 1, 1) for c in (self.schedule.alpha, self.schedule.sigma))
         noisy_variances = alpha**2 * self.variances + sigma**2  # (1 or N, K, D)
         offset = x.double()[:, None, :] - alpha * self.means

@@ -32,7 +32,7 @@ def uniform(schedule: Schedule, n_steps: int, t_max: float, t_min: float) -> Ten
 
 def quadratic(schedule: Schedule, n_steps: int, t_max: float, t_min: float) -> Tensor:
     """Uniform in sqrt(t), so that steps are finer near the data (DDIM [2010.02502], App. D.2)."""
-    return polynomial(schedule, n_steps, t_max, t_min, rho=2.0, over="t")
+    return _pin_ends(_power(t_max, t_min, n_steps, rho=2.0), t_max, t_min)
 
 
 def log_snr(schedule: Schedule, n_steps: int, t_max: float, t_min: float) -> Tensor:
@@ -41,21 +41,19 @@ def log_snr(schedule: Schedule, n_steps: int, t_max: float, t_min: float) -> Ten
     return _pin_ends(schedule.time(start + _fractions(n_steps) * (end - start)), t_max, t_min)
 
 
-def polynomial(
-    schedule: Schedule, n_steps: int, t_max: float, t_min: float, rho: float = 7.0, over: str = "sigma"
-) -> Tensor:
-    """v_i = (v_max^(1/rho) + i/n (v_min^(1/rho) - v_max^(1/rho)))^rho (EDM [2206.00364], Eq. 5).
+def polynomial(schedule: Schedule, n_steps: int, t_max: float, t_min: float, rho: float = 7.0) -> Tensor:
+    """v_i = (v_max^(1/rho) + i/n (v_min^(1/rho) - v_max^(1/rho)))^rho for v = sigma / alpha (EDM [2206.00364], Eq. 5).
 
-    `over="sigma"`: v = sigma / alpha, the noise level of the VE view; `over="t"`: v = t.
     EDM's own grid takes one more step, from sigma_min to 0: here the last time is the data end.
     """
-    if over == "t":
-        ends = torch.tensor([t_max, t_min], dtype=torch.float64)
-    else:
-        ends = torch.exp(-schedule.lam([t_max, t_min]).clamp(-LAM_CLIP, LAM_CLIP))
-    start, end = ends ** (1 / rho)
-    values = (start + _fractions(n_steps) * (end - start)) ** rho
-    return _pin_ends(values if over == "t" else schedule.time(-values.log()), t_max, t_min)
+    v_max, v_min = torch.exp(-schedule.lam([t_max, t_min]).clamp(-LAM_CLIP, LAM_CLIP))
+    return _pin_ends(schedule.time(-_power(v_max, v_min, n_steps, rho).log()), t_max, t_min)
+
+
+def _power(start, end, n_steps: int, rho: float) -> Tensor:
+    """From start to end, uniform in the rho-th root."""
+    start, end = start ** (1 / rho), end ** (1 / rho)
+    return (start + _fractions(n_steps) * (end - start)) ** rho
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from students.errors import FewstepError
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -62,9 +64,10 @@ class SeedNoise:
     """
 
     def __init__(self, seeds, shape: Sequence[int], device="cpu", dtype=torch.float32):
-        self.seeds = torch.as_tensor(list(seeds) if isinstance(seeds, range) else seeds, dtype=torch.int64).to(device)
-        if self.seeds.ndim != 1 or (self.seeds < 0).any():
-            raise ValueError("seeds must be a sequence of non-negative whole numbers")
+        seeds = torch.as_tensor(list(seeds) if isinstance(seeds, range) else seeds)
+        if seeds.ndim != 1 or (len(seeds) and (seeds.is_floating_point() or (seeds < 0).any())):
+            raise FewstepError("seeds must be a sequence of non-negative whole numbers")
+        self.seeds = seeds.to(device, torch.int64)
         self.shape = tuple(shape)
         self.dtype = dtype
         self._draws = torch.zeros_like(self.seeds)

@@ -15,7 +15,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from students.errors import FewstepError
-from students.solvers.euler import euler_step, slope
+from students.solvers.euler import corrected_step, slope
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
 
@@ -30,14 +30,6 @@ def lagrange_basis(past: Sequence[float], end: float) -> list[Polynomial]:
         prod((Polynomial([-other, 1.0]) / (node - other) for other in nodes if other != node), start=Polynomial([1.0]))
         for node in nodes
     ]
-
-
-def corrected_step(schedule, x: Tensor, x0: Tensor, correction, s, t) -> Tensor:
-    """The straight step z_t = z_s + (u_t - u_s) (d + correction), where d = (z_s - x0) / u_s.
-
-    A DDIM step and the rest: z_s + (u_t - u_s) d itself would lose digits in float32 where u is large.
-    """
-    return euler_step(schedule, x, x0, s, t) + schedule.scale(t) * (schedule.u(t) - schedule.u(s)) * correction
 
 
 def multistep(

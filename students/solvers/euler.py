@@ -22,9 +22,12 @@ def slope(schedule, x: Tensor, x0: Tensor, t) -> Tensor:
     return (x / schedule.scale(t) - x0) / schedule.u(t)
 
 
-def slope_step(schedule, x: Tensor, d: Tensor, s, t) -> Tensor:
-    """The straight step from s to t along slope d: z_t = z_s + (u_t - u_s) d."""
-    return schedule.scale(t) * (x / schedule.scale(s) + (schedule.u(t) - schedule.u(s)) * d)
+def corrected_step(schedule, x: Tensor, x0: Tensor, correction, s, t) -> Tensor:
+    """The straight step z_t = z_s + (u_t - u_s) (d + correction), where d = (z_s - x0) / u_s.
+
+    A DDIM step and the rest: z_s + (u_t - u_s) d itself would lose digits in float32 where u is large.
+    """
+    return euler_step(schedule, x, x0, s, t) + schedule.scale(t) * (schedule.u(t) - schedule.u(s)) * correction
 
 
 def ddim(denoise, x: Tensor, times: Tensor, *, noise=None, eta: float = 0.0) -> Tensor:
@@ -49,20 +52,23 @@ def ddim(denoise, x: Tensor, times: Tensor, *, noise=None, eta: float = 0.0) -> 
 
 
 def euler(denoise, x: Tensor, times: Tensor, *, noise=None) -> Tensor:
-    """Euler's method in straight coordinates (EDM [2206.00364], Alg. 1 without lines 6-8). One evaluation a step."""
+    """Euler's method in straight coordinates (EDM [2206.00364], Alg. 1 without lines 6-8): DDIM with eta = 0.
+
+    One evaluation a step.
+    """
     schedule = denoise.schedule
     for s, t in times.unfold(0, 2, 1):
-        x = slope_step(schedule, x, slope(schedule, x, denoise(x, s), s), s, t)
+        x = euler_step(schedule, x, denoise(x, s), s, t)
     return x
 
 
 def _heun_step(denoise, x: Tensor, s, t) -> Tensor:
     schedule = denoise.schedule
-    d = slope(schedule, x, denoise(x, s), s)
-    predicted = slope_step(schedule, x, d, s, t)
+    x0 = denoise(x, s)
+    predicted = euler_step(schedule, x, x0, s, t)
     # Heun's correction: the mean of the slopes at both ends
-    d_next = slope(schedule, predicted, denoise(predicted, t), t)
-    return slope_step(schedule, x, (d + d_next) / 2, s, t)
+    change = slope(schedule, predicted, denoise(predicted, t), t) - slope(schedule, x, x0, s)
+    return corrected_step(schedule, x, x0, change / 2, s, t)
 
 
 def heun(denoise, x: Tensor, times: Tensor, *, noise=None, lower_order_final: bool = True) -> Tensor:
@@ -82,12 +88,13 @@ def dpm2(denoise, x: Tensor, times: Tensor, *, noise=None, lower_order_final: bo
     """
     schedule = denoise.schedule
     for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
-        d = slope(schedule, x, denoise(x, s), s)
+        x0 = denoise(x, s)
+        change = 0
         if i < len(times) - 2 or not lower_order_final:
             middle = schedule.time_of_u((schedule.u(s) * schedule.u(t)).sqrt())
-            x_middle = slope_step(schedule, x, d, s, middle)
-            d = slope(schedule, x_middle, denoise(x_middle, middle), middle)
-        x = slope_step(schedule, x, d, s, t)
+            x_middle = euler_step(schedule, x, x0, s, middle)
+            change = slope(schedule, x_middle, denoise(x_middle, middle), middle) - slope(schedule, x, x0, s)
+        x = corrected_step(schedule, x, x0, change, s, t)
     return x
 
 
@@ -112,7 +119,7 @@ def edm_stochastic(
     gamma = min(s_churn / n_steps, 2**0.5 - 1)
     for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
         level = torch.exp(-schedule.lam(s))
-        if gamma > 0 and s_min <= level <= s_max:
+        if gamma > 0 and level.isfinite() and s_min <= level <= s_max:
             churned = schedule.time(-(level * (1 + gamma)).log())
             gain = schedule.alpha(churned) / schedule.alpha(s)
             added = schedule.alpha(churned) * level * ((1 + gamma) ** 2 - 1) ** 0.5

@@ -8,8 +8,8 @@ belong to equal steps in u; on other grids they are of second order, and `ipndm_
 from torch import Tensor
 
 from students.errors import FewstepError, UnsupportedSteps
-from students.solvers.deis import corrected_step, lagrange_basis, multistep
-from students.solvers.euler import slope
+from students.solvers.deis import lagrange_basis, multistep
+from students.solvers.euler import corrected_step, slope
 
 # Adams-Bashforth on equal steps, newest slope first
 ADAMS_BASHFORTH = (

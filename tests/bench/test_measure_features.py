@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from bench.measure import EXTRACTORS, METRICS, digits_cnn, extractor_identity
 from bench.measure.features import load_extractor, to_uint8
-from bench.measure.fidelity import kid_subset_size
+from bench.measure.fidelity import kid_subsets
 from bench.measure.statistics import FeatureStats, Reference
 from students.checkpoints.safetensors_file import load_weights, verified_hash
 from students.data import load_data
@@ -106,7 +106,7 @@ def test_torch_fidelity_gives_the_same_numbers(extractor, digits):
     a, b = digits.heldout.samples[:200], digits.train.samples[:240]
     theirs = torch_fidelity.calculate_metrics(
         input1=Images(a), input2=Images(b), feature_extractor="digits-cnn", cuda=False, cache=False, verbose=False,
-        save_cpu_ram=True, fid=True, kid=True, prc=True, isc=True, kid_subset_size=kid_subset_size(200, 240),
+        save_cpu_ram=True, fid=True, kid=True, prc=True, isc=True, **kid_subsets(200, 240),
     )  # fmt: skip
     generated, reference = collect(extractor, a), Reference(train=collect(extractor, b))
     ours = {}
@@ -115,7 +115,6 @@ def test_torch_fidelity_gives_the_same_numbers(extractor, digits):
         ours |= dict(zip(columns, METRICS[name].compute(generated, reference), strict=True))
     assert ours["fd_digits_cnn"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["kid_digits_cnn"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-5)
-    assert ours["kid_std_digits_cnn"] == pytest.approx(theirs["kernel_inception_distance_std"], abs=1e-5)
     assert ours["precision_digits_cnn"] == pytest.approx(theirs["precision"], abs=1e-9)
     assert ours["recall_digits_cnn"] == pytest.approx(theirs["recall"], abs=1e-9)
     assert ours["is_digits_cnn"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
@@ -134,22 +133,23 @@ def test_metrics_order_real_noisy_and_collapsed_images(extractor, digits):
 
     assert 3 * measure("fd", real)[0] < min(measure("fd", noisy)[0], measure("fd", collapsed)[0])
     assert abs(measure("kid", real)[0]) < 0.05 < min(measure("kid", noisy)[0], measure("kid", collapsed)[0])
-    assert measure("kid", noisy)[1] > 0
     assert measure("prc", noisy)[0] < measure("prc", real)[0]
     assert measure("prc", collapsed)[1] < 0.3 < 0.7 < measure("prc", real)[1]
     assert measure("is", real)[0] > 7 > 2 > measure("is", collapsed)[0] >= 1
 
 
 def test_too_few_samples(extractor, digits):
-    few = collect(extractor, digits.train.samples[:3])
+    few = collect(extractor, digits.train.samples[:1])
     for name in ("kid", "prc", "is"):
         with pytest.raises(FewstepError, match="samples"):
             METRICS[name].compute(few, Reference(train=few))
 
 
-@pytest.mark.parametrize("n, size", [((5000, 2000), 1000), ((2000, 50_000), 1000), ((899, 898), 449), ((40, 900), 20)])
-def test_kid_subsets_are_smaller_than_the_sets(n, size):
-    assert kid_subset_size(*n) == size
+@pytest.mark.parametrize(
+    "n, expected", [((5000, 2000), (100, 1000)), ((1001, 1001), (100, 1000)), ((40, 900), (1, 40))]
+)
+def test_kid_subsets(n, expected):
+    assert tuple(kid_subsets(*n).values()) == expected
 
 
 def test_training_again_gives_the_same_weights(tmp_path):

@@ -10,7 +10,7 @@ from students.diffusion.grids import make_grid
 from students.diffusion.noise import SeedNoise
 from students.diffusion.schedules import SCHEDULES, VE, VPLinear
 from students.solvers.deis import deis
-from students.solvers.euler import ddim, dpm2, edm_stochastic, euler, euler_step, heun, slope, slope_step
+from students.solvers.euler import corrected_step, ddim, dpm2, edm_stochastic, euler, euler_step, heun, slope
 from students.solvers.pndm import ipndm
 from tests.conftest import make_mixture
 from tests.students.orders import observed_order, starts
@@ -73,7 +73,9 @@ def test_straight_steps_are_exact_for_a_constant_estimate(schedule):
     at = lambda time: schedule.alpha(time) * x0 + schedule.sigma(time) * n
     torch.testing.assert_close(euler_step(schedule, at(s), x0, s, t), at(t), rtol=0, atol=1e-14)
     d = slope(schedule, at(s), x0, s)
-    torch.testing.assert_close(slope_step(schedule, at(s), d, s, t), at(t), rtol=0, atol=1e-14)
+    along = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
+    moved = at(t) + schedule.scale(t) * (schedule.u(t) - schedule.u(s)) * along
+    torch.testing.assert_close(corrected_step(schedule, at(s), x0, along, s, t), moved, rtol=0, atol=1e-14)
     torch.testing.assert_close(d, n - x0 if schedule == SCHEDULES["flow"]() else n, rtol=0, atol=1e-14)
 
 
