@@ -90,6 +90,7 @@ def _whole(text: str) -> int:
 
 def _run(arguments) -> int:
     from bench import report, sweep
+    from bench.plan import check_metrics, plan
     from bench.results import FAILED, Store
     from bench.tasks import load_task
 
@@ -103,12 +104,12 @@ def _run(arguments) -> int:
     names = arguments.students or task.students
     metrics = arguments.metrics or task.metrics
     scales = arguments.guidance or task.guidance
-    sweep.check_metrics(task, metrics)
+    check_metrics(task, metrics)
     if arguments.nfe:
         runs = sweep.runs_for_budgets(task, names, arguments.nfe, scales, arguments.device, arguments.dtype)
     else:
         runs = [(name, n, w) for name in names for w in scales for n in arguments.steps or task.steps]
-    cells = sweep.plan(task, runs, arguments.dtype)
+    cells = plan(task, runs, arguments.dtype)
     store = Store(arguments.out, task.name)
     records = sweep.run(cells, task, store, metrics, arguments.device, arguments.dtype)
     report.print_table(records, task, store)

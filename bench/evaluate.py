@@ -1,6 +1,5 @@
 """Computing one cell: draw its samples, stream their statistics, measure time and network evaluations."""
 
-import hashlib
 import platform
 import time
 from collections.abc import Iterable, Sequence
@@ -13,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import students
+from bench.loading import load_student, one_line
 from bench.measure import METRICS
 from bench.measure.features import load_extractor, to_uint8
 from bench.measure.latency import NetworkClock, PeakMemory, measure_latency, summary
 from bench.measure.statistics import FeatureStats, Reference
+from bench.plan import REAL, Cell
 from bench.results import FAILED, OK, UNSUPPORTED, Store
-from bench.sweep import REAL, Cell
 from bench.tasks import Task
 from students.base import Student, count_nfe, networks_of
 from students.data import Dataset, Split, load_data
@@ -33,30 +32,6 @@ LATENCY_RUNS = 5
 RANGE_SLACK = 1e-3
 PROBE_SEED, PROBES = 2**61, 8
 PACKAGES = ("torch", "diffusers", "torch-fidelity", "numpy", "scipy", "scikit-learn")
-
-
-def load_student(spec: str, task: Task, teacher, device="cpu", dtype: str = "float32"):
-    """A student on the task's grid; raises FewstepError whatever goes wrong in a third party's code."""
-    try:
-        return students.load(spec, task=teacher, grid=task.grid, device=device, dtype=dtype)
-    except FewstepError:
-        raise
-    except Exception as error:
-        raise FewstepError(f"cannot load student {spec!r}: {type(error).__name__}: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def weights_hash(spec: str, task: Task) -> str:
-    """16 hex digits over the parameters and buffers of a third party's student."""
-    sha = hashlib.sha256()
-    for network in networks_of(load_student(spec, task, task.teacher)):
-        for name, tensor in network.state_dict().items():
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
 
 
 def check_device(name: str) -> torch.device:

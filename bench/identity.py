@@ -1,4 +1,4 @@
-"""What a cell's number depends on, and the hash of it. Imports no torch.
+"""What a cell's number depends on, and the hash of it. Importing this module imports no torch.
 
 Code is part of it: the hash of a module covers the modules of its own top-level package that it imports,
 without comments and docstrings, so that editing a solver gives its cells new ids and editing prose does not.
@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 NEUTRAL = {"students.errors", "students.provenance", "students.registry"}  # cannot change a number
@@ -64,6 +65,18 @@ def _source(module: str) -> Path | None:
     except (ImportError, AttributeError, ValueError):
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def state_hash(modules: Iterable) -> str:
+    """16 hex digits over the parameters and buffers of torch modules."""
+    import torch
+
+    sha = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

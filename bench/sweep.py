@@ -1,62 +1,18 @@
-"""The sweep: plan cells, skip finished ones, run the rest.
+"""The sweep: skip the cells that are finished, run the rest."""
 
-Planning imports no torch, so that a run whose cells are all present only reads them.
-"""
-
-import functools
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from bench.identity import code_hash, digest
-from bench.measure import METRICS, extractor_identity
+from bench.measure import METRICS
+from bench.plan import Cell
 from bench.results import FAILED, UNSUPPORTED, Store
 from bench.tasks import Task
-from students.checkpoints.safetensors_file import verified_hash
-from students.errors import FewstepError, unknown
-from students.recipes import EXACT, RECIPES, teacher_weights
-from students.registry import parse
+from students.errors import FewstepError
 
-REAL = "real"  # the pseudo-student that answers with held-out data: the floor
 POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One planned (student, steps, guidance, seed block) of a task.
-
-    `identity` holds everything that can change its numbers; `id` is the hash of it.
-    """
-
-    student: str
-    steps: int
-    guidance: float
-    seed_block: int
-    identity: dict = field(hash=False, compare=False, repr=False)
-
-    @property
-    def id(self) -> str:
-        return digest(self.identity)
-
-    @property
-    def title(self) -> str:
-        if self.student == REAL:
-            return "real against real"
-        guidance = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
-        return f"{self.student}, {self.steps} steps{guidance}, block {self.seed_block}"
-
-
-def check_metrics(task: Task, metrics: Sequence[str]) -> None:
-    """Raise FewstepError for a metric that is unknown or made for another kind of task."""
-    for name in metrics:
-        if name not in METRICS:
-            raise unknown("metric", name, METRICS)
-        if METRICS[name].kind != task.kind:
-            fitting = ", ".join(key for key, metric in METRICS.items() if metric.kind == task.kind)
-            raise FewstepError(f"metric {name!r} needs {METRICS[name].kind} samples; {task.name} has: {fitting}")
 
 
 def runs_for_budgets(
@@ -83,75 +39,6 @@ def runs_for_budgets(
                 else:
                     runs.append((name, steps, scale))
     return runs
-
-
-def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float32") -> list[Cell]:
-    """The real-against-real floor, then a cell for every (student, steps, guidance) and seed block.
-
-    Raises FewstepError for what can be known to be wrong before any work: unknown students, steps that are
-    not positive, guidance on an unconditional task, missing or altered weights.
-    """
-    common = {
-        "task": task.name,
-        "version": task.version,
-        "samples": task.samples,
-        "rounding": task.rounding,
-        "shape": list(task.shape),
-        "reference": {"data": task.data, "code": _data_code(task.data)},
-        "extractor": task.extractor and extractor_identity(task.extractor),
-    }
-    teacher = _teacher(task.teacher)
-    cells = [Cell(REAL, 0, 1.0, 0, common | {"student": REAL})]
-    for name, steps, guidance in dict.fromkeys(runs):
-        if steps < 1:
-            raise FewstepError(f"steps must be whole numbers of at least 1, got {steps}")
-        if guidance != 1 and task.classes is None:
-            raise FewstepError(f"task {task.name!r} is unconditional: guidance needs classes; leave --guidance out")
-        student = _student(name, task)
-        for block in range(task.seed_blocks):
-            identity = common | {
-                "student": student,
-                "teacher": teacher,
-                "steps": steps,
-                "guidance": float(guidance),
-                "dtype": dtype,
-                "seeds": [block * task.samples, (block + 1) * task.samples],
-            }
-            cells.append(Cell(name, steps, float(guidance), block, identity))
-    return cells
-
-
-@functools.cache
-def _student(name: str, task: Task) -> dict:
-    """What identifies a student: its object, options and code, and for a third party's also its weights."""
-    spec = parse(name)
-    module = spec.target.partition(":")[0]
-    identity = {
-        "target": spec.target,
-        "options": {"grid": task.grid} | spec.options,
-        "code": [code_hash(module), code_hash("students.base")],
-    }
-    if not module.startswith("students."):
-        from bench.evaluate import weights_hash
-
-        identity["weights"] = weights_hash(name, task)
-    return identity
-
-
-def _teacher(name: str) -> dict:
-    if ":" in name:
-        return {"name": name, "code": code_hash(name.partition(":")[0])}
-    if name in EXACT:
-        return {"name": name, "code": _data_code(name)}
-    if name not in RECIPES:
-        raise unknown("teacher", name, [*RECIPES, *EXACT])
-    return {"name": name, "weights": verified_hash(teacher_weights(name)), "code": code_hash("students.networks.unet")}
-
-
-def _data_code(name: str) -> list[str]:
-    if ":" in name:
-        return [code_hash(name.partition(":")[0])]
-    return [code_hash("students.data", only=name), code_hash("students.diffusion.analytic")]
 
 
 def run(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bench.evaluate import Evaluator
 from bench.measure.latency import NetworkClock
+from bench.plan import REAL, plan
 from bench.results import Store
-from bench.sweep import REAL, plan
 from bench.tasks import load_task
 
 task = load_task(sys.argv[1] if len(sys.argv) > 1 else "digits")

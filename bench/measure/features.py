@@ -1,12 +1,11 @@
 """From samples to rows of features: 8-bit images, and the extractors of torch-fidelity by name."""
 
-import hashlib
-
 import torch
 from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
+from bench.identity import state_hash
 from bench.measure import EXTRACTORS
 from bench.measure.digits_cnn import DigitsExtractor
 from students.errors import FewstepError, unknown
@@ -43,7 +42,7 @@ class Extractor:
         self.module = cls(name, [features] if logits == features else [features, logits])
         self.module.requires_grad_(False).eval().to(device)
         self.device = torch.device(device)
-        self.hash = getattr(self.module, "weights_hash", None) or _state_hash(self.module)
+        self.hash = getattr(self.module, "weights_hash", None) or state_hash([self.module])
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -68,11 +67,3 @@ def load_extractor(name: str, device="cpu") -> Extractor:
     if not (isinstance(cls, type) and issubclass(cls, FeatureExtractorBase)):
         raise FewstepError(f"{name!r} is no feature extractor: give a subclass of torch_fidelity.FeatureExtractorBase")
     return Extractor(name, cls, device)
-
-
-def _state_hash(module: torch.nn.Module) -> str:
-    sha = hashlib.sha256()
-    for key, tensor in module.state_dict().items():
-        sha.update(key.encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()

@@ -7,8 +7,8 @@ below give them the cells of a task. Importing the package imports nothing heavy
 from pathlib import Path
 
 from bench.measure import METRICS
+from bench.plan import REAL
 from bench.results import Store, frame, latest
-from bench.sweep import REAL
 from bench.tasks import Task
 from students.errors import FewstepError
 

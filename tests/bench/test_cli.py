@@ -159,7 +159,7 @@ def test_spoiled_weights_are_noticed_before_any_work(spoil, message, tmp_path, m
     for suffix in (".safetensors", ".json"):
         copy.with_suffix(suffix).write_bytes(shipped.with_suffix(suffix).read_bytes())
     spoil(copy)
-    monkeypatch.setattr("bench.sweep.teacher_weights", lambda name: copy)
+    monkeypatch.setattr("bench.plan.teacher_weights", lambda name: copy)
     assert main(["run", "digits", "--steps", "1", "--students", "ddim", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

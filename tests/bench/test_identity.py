@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bench.identity import code_hash, digest
-from bench.sweep import plan
+from bench.plan import plan
 from bench.tasks import load_task
 
 TASK = load_task("digits")

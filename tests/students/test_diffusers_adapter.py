@@ -286,9 +286,9 @@ def test_nfe_is_what_the_class_spends(name, nfe):
 def test_unsupported_steps_make_no_network_call():
     silent = student("PNDMScheduler")
     silent.denoiser.forward = lambda *args: pytest.fail("called")
-    with pytest.raises(UnsupportedSteps, match="range"):
+    with pytest.raises(UnsupportedSteps, match="it supports"):
         silent.sample(3)
-    with pytest.raises(UnsupportedSteps, match="range"):
+    with pytest.raises(UnsupportedSteps, match="it supports"):
         student("LCMScheduler").sample(51)
     # a scheduler's own failure: square root of a negative number on this grid
     silent = student("KDPM2AncestralDiscreteScheduler", VPCosine())

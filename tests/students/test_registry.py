@@ -91,7 +91,7 @@ def test_entry_points(monkeypatch, third_party, mixture):
     assert students.load("mine", task=mixture).scale == 1.0
 
 
-@pytest.mark.parametrize("command", ["import students", "import students.registry", "import bench.cli, bench.sweep"])
+@pytest.mark.parametrize("command", ["import students", "import students.registry", "import bench.cli, bench.plan"])
 def test_planning_imports_no_torch(command):
     code = f"{command}; import sys; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

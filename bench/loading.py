@@ -1,0 +1,26 @@
+"""Loading a student for a task, and identifying the weights of one that may be anybody's."""
+
+import students
+from bench.identity import state_hash
+from bench.tasks import Task
+from students.base import networks_of
+from students.errors import FewstepError
+
+
+def load_student(spec: str, task: Task, teacher, device="cpu", dtype: str = "float32"):
+    """A student on the task's grid; raises FewstepError whatever goes wrong in a third party's code."""
+    try:
+        return students.load(spec, task=teacher, grid=task.grid, device=device, dtype=dtype)
+    except FewstepError:
+        raise
+    except Exception as error:
+        raise FewstepError(f"cannot load student {spec!r}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def weights_hash(spec: str, task: Task) -> str:
+    """The hash of the parameters and buffers of a third party's student."""
+    return state_hash(networks_of(load_student(spec, task, task.teacher)))
