@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from itertools import pairwise
 
@@ -32,6 +32,11 @@ LATENCY_RUNS = 5
 RANGE_SLACK = 1e-3
 PROBE_SEED, PROBES = 2**61, 8
 PACKAGES = ("torch", "diffusers", "torch-fidelity", "numpy", "scipy", "scikit-learn")
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
 
 
 def check_device(name: str) -> torch.device:
@@ -207,7 +212,7 @@ class Evaluator:
             "provenance": {
                 "commit": commit(),
                 "python": platform.python_version(),
-                "packages": {name: version(name) for name in PACKAGES},
+                "packages": _versions(),
                 "device": torch.cuda.get_device_name(self.device) if on_gpu else f"cpu x{torch.get_num_threads()}",
             },
         }

@@ -1,9 +1,11 @@
 """Where a number or a set of weights came from: the commit of the source tree."""
 
+import functools
 import subprocess
 from pathlib import Path
 
 
+@functools.cache
 def commit() -> str:
     """The commit of the source tree, with `+changes` if it has any; "unknown" outside a checkout."""
     here = Path(__file__).parent

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bench.measure.memorisation import memorisation, memorised_fraction, nearest_distances, nearest_ratio
+from bench.measure.memorisation import memorisation, memorised_fraction, nearest_distances
 from bench.measure.statistics import FeatureStats, Reference
 from students.errors import FewstepError
 
@@ -49,16 +49,16 @@ def test_some_copies():
 def test_the_threshold_is_a_third():
     train = torch.tensor([[0.0], [1.0]])
     samples = torch.tensor([[0.24], [0.26], [0.76], [0.74]])  # distance ratios 0.316 and 0.351
-    assert memorised_fraction(samples, train) == 0.5
+    assert memorised_fraction(nearest_distances(samples, train, 2)) == 0.5
 
 
 def test_duplicated_training_images_are_no_evidence():
-    assert memorised_fraction(TRAIN[:10], TRAIN[:10].repeat(2, 1)) == 0.0
+    assert memorised_fraction(nearest_distances(TRAIN[:10], TRAIN[:10].repeat(2, 1), 2)) == 0.0
 
 
 def test_both_halves_count_alike():
-    assert nearest_ratio(OTHER, TRAIN, HELDOUT) == nearest_ratio(OTHER, TRAIN, HELDOUT[:300])
-    assert nearest_ratio(OTHER, TRAIN, HELDOUT[:5]) == nearest_ratio(OTHER, TRAIN[:5], HELDOUT[:5])
+    assert measure(OTHER) == measure(OTHER, heldout=HELDOUT[:300])
+    assert measure(OTHER, heldout=HELDOUT[:5])[1] == measure(OTHER, TRAIN[:5], HELDOUT[:5])[1]
 
 
 def test_heldout_images_themselves():
