@@ -33,11 +33,9 @@ class Dataset:
 
 
 def digits() -> Dataset:
-    """The 1,797 8x8 scans of handwritten digits bundled with scikit-learn, in two random halves.
+    """The 1,797 8x8 scans of handwritten digits bundled with scikit-learn, in two halves stratified by class.
 
-    Grey levels 0..16 become 0..255 (level * 255 / 16, rounded). Train 898 images, held out 899, shuffled. The
-    halves are not stratified by class: equal class counts would bring them closer together than independent
-    samples of one distribution are, and no generator that draws its classes could reach that floor.
+    Grey levels 0..16 become 0..255 (level * 255 / 16, rounded). Train 898 images, held out 899, shuffled.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -45,7 +43,7 @@ def digits() -> Dataset:
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    train, heldout = train_test_split(range(len(labels)), test_size=899, random_state=0)
+    train, heldout = train_test_split(range(len(labels)), test_size=899, stratify=bunch.target, random_state=0)
     return Dataset(Split(grey[train], labels[train]), Split(grey[heldout], labels[heldout]), classes=10)
 
 
