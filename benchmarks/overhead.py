@@ -1,4 +1,4 @@
-"""How much a sweep costs beyond its bare network calls: `python benchmarks/overhead.py [TASK]`.
+"""How much a sweep costs beyond its bare network calls: `python -m benchmarks.overhead [TASK]`.
 
 Runs the task's sweep into a temporary folder with every network call timed by hooks, and prints
 (sampling + measuring + storing) / (time inside the networks). Loading the teacher, data and extractor is left out.
