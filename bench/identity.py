@@ -43,21 +43,29 @@ def _collect(module: str, seen: dict[str, str]) -> None:
         return
     tree = _without_docstrings(ast.parse(path.read_text()))
     seen[module] = ast.unparse(tree)
-    package = module.partition(".")[0]
+    for name, members in _imports(tree).items():
+        if name.partition(".")[0] != module.partition(".")[0]:
+            continue
+        _collect(name, seen)
+        if (source := _source(name)) and source.name == "__init__.py":
+            for member in members:
+                _collect(f"{name}.{member}", seen)
+
+
+def _imports(tree: ast.Module) -> dict[str, list[str]]:
+    """The modules that a module imports, each with the names taken from it, which may be modules too."""
+    imports: dict[str, list[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            imports.setdefault(node.module, []).extend(alias.name for alias in node.names)
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name.partition(".")[0] == package:
-                _collect(name, seen)
+            for alias in node.names:
+                imports.setdefault(alias.name, [])
+    return imports
 
 
 def _source(module: str) -> Path | None:
-    """The source file of a module, without importing it, or None."""
+    """The source file of a module, without importing it (only the packages it lies in), or None."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:

@@ -18,7 +18,7 @@ from bench.tasks import load_task
 task = load_task(sys.argv[1] if len(sys.argv) > 1 else "digits")
 runs = [(name, steps, 1.0) for name in task.students for steps in task.steps]
 evaluator = Evaluator(task, task.metrics, "cpu", "float32")
-evaluator.reference  # noqa: B018 (loads data, extractor and reference statistics)
+evaluator.prepare(task.students)
 network = evaluator.teacher
 with tempfile.TemporaryDirectory() as folder, NetworkClock([network], evaluator.device) as clock:
     store = Store(Path(folder), task.name)

@@ -20,9 +20,9 @@ def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "flo
     """A student by spec (see students/registry.py).
 
     task: the name of a teacher, `package.module:attribute` of one, or a denoiser object.
-    grid: the time grid of a solver, unless the spec names one. dtype: of the teacher's network.
-    Other options go to the solver or factory; a factory is given `denoiser` and `device` if it takes arguments
-    of these names. Raises FewstepError for unknown names and options.
+    grid: the time grid of a solver, unless the spec names one; by default the teacher's.
+    dtype: of the teacher's network. Other options go to the solver or factory; a factory is given `denoiser` and
+    `device` if it takes arguments of these names. Raises FewstepError for unknown names and options.
     """
     parsed = parse(spec)
     options = parsed.options | options
@@ -50,7 +50,7 @@ def _solver_student(solver, parsed: Spec, denoiser, grid, device, options: dict)
     if bad := [key for key in options if key not in known]:
         raise FewstepError(f"{parsed.name!r} takes no option {bad[0]!r}: it takes {', '.join(known)}")
     arguments = {
-        "grid": options.pop("grid", grid) or "log_snr",
+        "grid": options.pop("grid", grid) or getattr(denoiser, "grid", "log_snr"),
         "grid_options": {key: options.pop(key) for key in GRID_OPTIONS if key in options},
         "name": parsed.name,
         "device": device,

@@ -39,14 +39,17 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
         denoiser = import_object(name)()
         return denoiser.to(device) if isinstance(denoiser, nn.Module) else denoiser
     if name in EXACT:
-        return load_data(name).mixture.to(device)
+        mixture = load_data(name).mixture.to(device)
+        mixture.grid = EXACT[name]
+        return mixture
     if name not in RECIPES:
         raise unknown("teacher", name, [*RECIPES, *EXACT])
+    recipe = RECIPES[name]
     path = weights or teacher_weights(name)
     state, record = load_weights(path)
-    denoiser = build(RECIPES[name])
+    denoiser = build(recipe)
     load_into(denoiser.network, state, path)
-    denoiser.weights_hash = record["sha256"]
+    denoiser.grid = recipe.grid
     denoiser.register_buffer("prior", torch.tensor(record["class_counts"], dtype=torch.float64), persistent=False)
     denoiser.network.to(dtype)
     return denoiser.to(device).eval().requires_grad_(False)

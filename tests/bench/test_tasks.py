@@ -6,6 +6,7 @@ import yaml
 from bench.measure import METRICS
 from bench.tasks import load_task, task_names
 from students.errors import FewstepError
+from students.recipes import EXACT, RECIPES
 from students.registry import parse
 
 
@@ -27,6 +28,7 @@ def test_shipped_tasks_name_only_what_exists(name):
     columns = [c.format(extractor=task.extractor) for m in task.metrics for c in METRICS[m].columns]
     assert task.primary in columns
     assert task.name == name
+    assert task.grid == getattr(RECIPES.get(name), "grid", EXACT.get(name)), "students.load samples as the task does"
 
 
 def test_a_copy_with_changes_loads(tmp_path):
