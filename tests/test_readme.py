@@ -53,4 +53,4 @@ def test_snippets(code, folder):
 def test_every_command_of_the_list_is_known():
     printed = run([sys.executable, "-m", "bench", "--help"], ROOT).stdout
     for command in re.findall(r"^python -m bench (\w+)", TEXT, flags=re.MULTILINE):
-        assert f"    {command} " in printed
+        assert f"\n    {command}" in printed
