@@ -21,6 +21,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def weights_hash(spec: str, task: Task) -> str:
-    """The hash of the parameters and buffers of a third party's student."""
-    return state_hash(networks_of(load_student(spec, task, task.teacher)))
+def identify(spec: str, task: Task) -> dict:
+    """What a third party's student depends on beside its code: its `options`, and the hash of its networks' weights."""
+    student = load_student(spec, task, task.teacher)
+    return {"own_options": getattr(student, "options", {}), "weights": state_hash(networks_of(student))}

@@ -6,6 +6,7 @@ Imports no torch, so that a run whose cells are all present only reads them.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 from bench.identity import code_hash, digest
 from bench.measure import METRICS, extractor_identity
@@ -15,6 +16,7 @@ from students.errors import FewstepError, unknown
 from students.recipes import EXACT, RECIPES, teacher_weights
 from students.registry import parse
 
+DIFFUSERS = "students.solvers.diffusers_adapter:"
 REAL = "real"  # the pseudo-student that answers with held-out data: the floor
 
 
@@ -91,7 +93,7 @@ def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float
 
 @functools.cache
 def _student(name: str, task: Task) -> dict:
-    """What identifies a student: its object, options and code, and for a third party's also its weights."""
+    """What identifies a student: its object, options and code; for a third party's also what it says of itself."""
     spec = parse(name)
     module = spec.target.partition(":")[0]
     identity = {
@@ -100,9 +102,11 @@ def _student(name: str, task: Task) -> dict:
         "code": [code_hash(module), code_hash("students.base")],
     }
     if not module.startswith("students."):
-        from bench.loading import weights_hash
+        from bench.loading import identify
 
-        identity["weights"] = weights_hash(name, task)
+        identity |= identify(name, task)
+    if spec.target.startswith(DIFFUSERS):
+        identity["diffusers"] = version("diffusers")
     return identity
 
 

@@ -12,6 +12,7 @@ from students.diffusion.denoiser import guided
 from students.diffusion.grids import make_grid
 from students.diffusion.noise import SeedNoise
 from students.errors import FewstepError, UnsupportedSteps
+from students.registry import import_object, parse
 
 
 class Student:
@@ -67,6 +68,8 @@ class Student:
 
     def check(self, n_steps: int, guidance: float = 1.0) -> None:
         """Raise what `sample` would raise for these arguments, without any network call."""
+        if not isinstance(n_steps, int) or isinstance(n_steps, bool):
+            raise UnsupportedSteps(f"steps must be a whole number, got {n_steps!r}")
         if n_steps not in self.supported_steps:
             raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps; it supports {self._supported()}")
         if guidance != 1 and self.classes is None:
@@ -94,8 +97,9 @@ def networks_of(student) -> list[nn.Module]:
 class SolverStudent(Student):
     """A denoiser, a solver and a time grid.
 
-    denoiser: see students/diffusion/denoiser.py. solver: a function of students/solvers, or one's own.
-    grid: a name of students/diffusion/grids.py, or a list of times. Other options go to the solver.
+    denoiser: see students/diffusion/denoiser.py. solver: a function of students/solvers or one's own, or a name of
+    students/registry.py. grid: a name of students/diffusion/grids.py, or a list of times. Other options go to the
+    solver.
     """
 
     family = "solver"
@@ -114,6 +118,9 @@ class SolverStudent(Student):
         **options,
     ):
         self.denoiser = as_module(denoiser).to(device)
+        if isinstance(solver, str):
+            spec = parse(solver)
+            name, solver, options = name or spec.name, import_object(spec.target), spec.options | options
         self.solver = solver
         self.grid, self.grid_options = grid, grid_options or {}
         self.name = name or solver.__name__

@@ -361,3 +361,15 @@ def test_ve_grid_and_options_are_the_identity_of_a_student():
     assert (student.name, student.family) == ("edm_stochastic", "solver")
     roots = student.times(6) ** 0.2
     torch.testing.assert_close(roots.diff(), ((roots[-1] - roots[0]) / 6).expand(6))
+
+
+def test_a_solver_student_takes_a_solver_by_name(mixture):
+    named = SolverStudent(mixture, solver="dpm_solver_pp_3m", grid="log_snr", shape=(2,))
+    assert named.name == "dpm_solver_pp_3m" and named.solver_options == {"order": 3}
+    assert named.sample(4).shape == (16, 2)
+
+
+@pytest.mark.parametrize("n_steps", [2.0, True, "2", None])
+def test_steps_that_are_not_whole_numbers(mixture, n_steps):
+    with pytest.raises(FewstepError, match="whole number"):
+        SolverStudent(mixture, "ddim").sample(n_steps)
