@@ -18,7 +18,7 @@ lint: .venv/installed
 # and torchvision are builds that do not belong together.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	$(BIN)/python -c 'import torchvision'
 	touch $@
