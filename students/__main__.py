@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default="cpu")
     train.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS")
+    train.add_argument("--state", type=Path, help="folder of checkpoints (default: run/train/METHOD-TASK)")
     train.add_argument("--out", type=Path, help="weights file to write (default: the weights that ship)")
     arguments = parser.parse_args(argv)
     try:
@@ -46,7 +47,8 @@ def _train(arguments) -> int:
         raise unknown("method", arguments.method, METHODS)
     from students.teachers import train_teacher
 
-    path = train_teacher(arguments.task, arguments.out, arguments.seed, arguments.device, arguments.time_limit)
+    state = arguments.state or Path("run", "train", f"{arguments.method}-{arguments.task}")
+    path = train_teacher(arguments.task, arguments.out, arguments.seed, arguments.device, arguments.time_limit, state)
     print(f"wrote {path} and {path.with_suffix('.json')}")
     return 0
 

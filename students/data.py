@@ -62,7 +62,21 @@ def gaussians() -> Dataset:
     return Dataset(*halves, mixture=mixture)
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "gaussians": gaussians}
+def cifar10() -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009), 32x32 in colour, ten classes: 50,000 training and 10,000 test images."""
+    from torchvision.datasets import CIFAR10
+
+    from students.datafiles import data_root
+
+    halves = []
+    for train in (True, False):
+        found = CIFAR10(data_root(), train=train)
+        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+        halves.append(Split(images, torch.tensor(found.targets)))
+    return Dataset(*halves, classes=10)
+
+
+DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "gaussians": gaussians, "cifar10": cifar10}
 
 
 def load_data(name: str) -> Dataset:

@@ -22,6 +22,9 @@ class Recipe:
     p_mean: float = -0.8
     p_std: float = 1.4
     label_dropout: float = 0.1
+    ema_decay: float = 0.999
+    flips: bool = False
+    precision: str = "float32"
 
 
 RECIPES = {
@@ -34,10 +37,28 @@ RECIPES = {
         # best of four for DDIM, Heun, DPM-Solver++ and UniPC on seeds 1000000 and up, which no block uses
         grid="quadratic",
     ),
+    "cifar10-small-cond": Recipe(
+        data="cifar10",
+        shape=(3, 32, 32),
+        classes=10,
+        network={"channels": (48, 96, 96), "patch": 2, "attention": True},
+        schedule="ve",
+        grid="polynomial",
+        steps=13_500,
+        lr=1e-3,
+        p_mean=-1.2,
+        p_std=1.2,
+        label_dropout=0.3,
+        ema_decay=0.9995,
+        flips=True,
+        precision="bfloat16",
+    ),
 }
+# teachers that are the "no class" side of another, trained with it by label dropout
+UNCONDITIONAL = {"cifar10-small": "cifar10-small-cond"}
 EXACT = {"gaussians": "quadratic"}  # exact denoisers (students/data.py), each with its grid
 
 
 def teacher_weights(name: str) -> Path:
     """Where the weights of a teacher that ships lie; its record is beside them."""
-    return Path(__file__).parent / "weights" / name / "teacher.safetensors"
+    return Path(__file__).parent / "weights" / UNCONDITIONAL.get(name, name) / "teacher.safetensors"

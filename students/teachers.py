@@ -16,7 +16,7 @@ from students.diffusion.denoiser import Denoiser
 from students.diffusion.schedules import SCHEDULES
 from students.errors import FewstepError, unknown
 from students.provenance import commit
-from students.recipes import EXACT, RECIPES, Recipe, teacher_weights
+from students.recipes import EXACT, RECIPES, UNCONDITIONAL, Recipe, teacher_weights
 from students.registry import import_object
 
 
@@ -42,8 +42,12 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
         mixture = load_data(name).mixture.to(device)
         mixture.grid = EXACT[name]
         return mixture
+    if name in UNCONDITIONAL:
+        denoiser = load_teacher(UNCONDITIONAL[name], weights, device, dtype)
+        denoiser.classes, denoiser.prior = None, None
+        return denoiser
     if name not in RECIPES:
-        raise unknown("teacher", name, [*RECIPES, *EXACT])
+        raise unknown("teacher", name, [*RECIPES, *UNCONDITIONAL, *EXACT])
     recipe = RECIPES[name]
     path = weights or teacher_weights(name)
     state, record = load_weights(path)
@@ -55,48 +59,71 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
     return denoiser.to(device).eval().requires_grad_(False)
 
 
-def train_teacher(name: str, out: Path | None = None, seed: int = 0, device="cpu", time_limit=float("inf")) -> Path:
-    """Train the teacher of a task from its recipe; returns the path of the weights, with a record beside them."""
+def train_teacher(
+    name: str,
+    out: Path | None = None,
+    seed: int = 0,
+    device="cpu",
+    time_limit: float = float("inf"),
+    state: Path | None = None,
+) -> Path:
+    """Train the teacher of a task from its recipe; returns the path of the weights, with a record beside them.
+
+    state: a folder for checkpoints, from which the same call goes on; removed once training has ended.
+    """
+    from students.training.checkpoint import remove_checkpoints
     from students.training.loop import train
     from students.training.teacher import denoising_loss
 
     if name in EXACT:
         raise FewstepError(f"the teacher of {name!r} is an exact denoiser: it needs no training")
+    name = UNCONDITIONAL.get(name, name)
     if name not in RECIPES:
-        raise unknown("teacher", name, RECIPES)
+        raise unknown("teacher", name, [*RECIPES, *UNCONDITIONAL, *EXACT])
     recipe = RECIPES[name]
     torch.manual_seed(seed)
     split = load_data(recipe.data).train
-    images = (split.samples.float() / 127.5 - 1).to(device)
-    labels = split.labels.to(device)
+    images, labels = split.samples.to(device), split.labels.to(device)
     denoiser = build(recipe).to(device)
-    generator = torch.Generator().manual_seed(seed)
+    if torch.device(device).type == "cuda":
+        denoiser.network.to(memory_format=torch.channels_last).compile()
 
-    def loss():
-        rows = torch.randint(len(images), (recipe.batch_size,), generator=generator).to(device)
-        return denoising_loss(
-            denoiser, images[rows], labels[rows], generator, recipe.p_mean, recipe.p_std, recipe.label_dropout
-        )
+    def loss(generator):
+        rows = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
+        x0 = images[rows].float() / 127.5 - 1
+        if recipe.flips:
+            flipped = torch.rand(len(x0), generator=generator, device=device) < 0.5
+            x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
+        return denoising_loss(denoiser, x0, labels[rows], generator, recipe.p_mean, recipe.p_std, recipe.label_dropout)
 
+    described = {"task": name, "method": "teacher", "seed": seed, "recipe": asdict(recipe)}
     averaged, record = train(
         denoiser,
         loss,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         lr=recipe.lr,
+        ema_decay=recipe.ema_decay,
+        dtype=getattr(torch, recipe.precision),
+        seed=seed,
+        state=state,
+        config=described,
         time_limit=time_limit,
         title=f"teacher of {name}",
     )
     path = out or teacher_weights(name)
-    record |= {
-        "task": name,
-        "method": "teacher",
-        "network_evaluations": record["images_seen"],
-        "parameters": sum(p.numel() for p in averaged.parameters()),
-        "class_counts": labels.bincount(minlength=recipe.classes).tolist(),
-        "seed": seed,
-        "commit": commit(),
-        "recipe": asdict(recipe),
-    }
+    record = (
+        described
+        | record
+        | {
+            "network_evaluations": record["images_seen"],
+            "parameters": sum(p.numel() for p in averaged.parameters()),
+            "class_counts": labels.bincount(minlength=recipe.classes).tolist(),
+            "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
+            "commit": commit(),
+        }
+    )
     save_weights(path, averaged.network.state_dict(), record)
+    if state is not None and record["steps"] == record["planned_steps"]:
+        remove_checkpoints(state)
     return path

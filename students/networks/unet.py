@@ -1,5 +1,6 @@
 """The U-Net that ships: `diffusers.UNet2DModel` on pixel-unshuffled images, conditioned on noise level and class."""
 
+import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -10,7 +11,7 @@ class UNet(nn.Module):
 
     patch: each patch x patch square of pixels becomes channels, so that a small image costs few operations
     for its parameters. channels: width at each resolution, halved from one to the next. classes: None or
-    their number; label `classes` means "no class" (for classifier-free guidance).
+    their number; label `classes`, or no labels at all, means "no class" (for classifier-free guidance).
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         self.patch = patch
+        self.classes = classes
         self.network = UNet2DModel(
             sample_size=shape[1] // patch,
             in_channels=shape[0] * patch**2,
@@ -43,5 +45,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, labels: Tensor | None = None) -> Tensor:
         # the sinusoidal embedding is made for timesteps up to 1000; log(sigma) / 4 spans about -2 to 2
         timestep = (condition + 2) * 250
+        if labels is None and self.classes is not None:
+            labels = torch.full((len(x),), self.classes, device=x.device)
         out = self.network(pixel_unshuffle(x, self.patch), timestep, labels).sample
         return pixel_shuffle(out, self.patch)

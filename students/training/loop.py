@@ -1,13 +1,24 @@
-"""One training loop: Adam with warm-up and cosine decay, gradient clipping, an average of the weights, a record."""
+"""One training loop: AdamW with warm-up and cosine decay, clipping, an average of the weights, exact resume.
+
+All randomness of step n is drawn from generators seeded by (seed, n), so that a run that was stopped and
+resumed ends with the weights of an uninterrupted one, and a checkpoint needs no generator's state.
+"""
 
 import copy
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from students.errors import FewstepError
+from students.training.checkpoint import load_checkpoint, save_checkpoint
+
+LOG_EVERY = 50
+CURVE_POINTS = 100
 
 
 class EMA:
@@ -34,9 +45,17 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def step_seed(seed: int, step: int) -> int:
+    """32 bits that differ from step to step and from seed to seed (the finaliser of SplitMix64)."""
+    x = (seed * 0x9E3779B97F4A7C15 + step + 1) * 0x9E3779B97F4A7C15 % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return (x ^ (x >> 31)) >> 32
+
+
 def train(
     model: nn.Module,
-    loss: Callable[[], Tensor],
+    loss: Callable[[torch.Generator], Tensor],
     *,
     steps: int,
     batch_size: int,
@@ -45,43 +64,125 @@ def train(
     ema_decay: float = 0.999,
     clip: float = 1.0,
     weight_decay: float = 0.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    state: Path | None = None,
+    config: dict | None = None,
+    save_every: float = 300.0,
     time_limit: float = math.inf,
     title: str = "training",
 ) -> tuple[nn.Module, dict]:
-    """Minimise `loss()`, the mean loss of a fresh batch, over the parameters of `model`.
+    """Minimise `loss(generator)`, the mean loss of a fresh batch, over the parameters of `model`.
 
-    Returns the averaged model and a record: steps, images_seen, seconds, final_loss (mean of the last
-    hundred). Stops after `time_limit` seconds if that comes first. Raises FloatingPointError, with the
-    step, when the loss is no longer finite.
+    generator: on the model's device; what the batch draws, it draws from it (dropout uses the global one).
+    dtype: bfloat16 runs the networks under autocast, float32 as they are.
+    state: a folder for checkpoints, one every `save_every` seconds and one at the end. A checkpoint found there
+        is continued, if it is of the same `config`. time_limit: seconds, after which this call stops.
+
+    Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, images_per_second,
+    final_loss (mean of the last hundred), loss_curve (pairs of step and mean loss). Raises FewstepError, with
+    the step, when the loss is no longer finite (the last checkpoint stays), for a checkpoint of another
+    configuration, and what `save_checkpoint` raises.
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    device = next(model.parameters()).device
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type == "cuda"
+    )
     ema = EMA(model, ema_decay)
-    recent: list[float] = []
-    start = time.monotonic()
+    losses = torch.zeros(steps)
+    first, before = 0, 0.0
+    if state is not None and (found := load_checkpoint(state, config)) is not None:
+        tensors, progress = found
+        first, before = progress["step"], progress["seconds"]
+        losses[:first] = tensors.pop("losses")
+        _restore(tensors, model, ema, optimiser, first)
+    generator = torch.Generator(device)
+    pending: list[Tensor] = []  # losses that may not have been computed yet
+    start = saved = time.monotonic()
+
+    def seconds() -> float:
+        return before + time.monotonic() - start
+
+    def collect() -> None:
+        since = step - len(pending)
+        losses[since:step] = torch.stack(pending).float().cpu()
+        pending.clear()
+        if not (finite := losses[since:step].isfinite()).all():
+            at = since + int(finite.logical_not().nonzero()[0])
+            raise FewstepError(
+                f"the loss became {losses[at].item()} at step {at}: lower the learning rate"
+                + ("" if state is None else f"; {state} keeps the last good checkpoint, if there was one")
+            )
+
+    def checkpoint() -> None:
+        tensors = _state(model, ema, optimiser) | {"losses": losses[:step]}
+        save_checkpoint(state, config, tensors, {"step": step, "seconds": seconds()})
+
     model.train()
-    with tqdm(total=steps, desc=title, unit="step", mininterval=1) as bar:
-        for step in range(steps):
+    step = first
+    with tqdm(total=steps, initial=first, desc=title, unit="step", mininterval=1, dynamic_ncols=True) as bar:
+        while step < steps:
+            torch.manual_seed(step_seed(seed, 2 * step))
+            generator.manual_seed(step_seed(seed, 2 * step + 1))
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, lr, warmup)
-            value = loss()
-            if not torch.isfinite(value):
-                raise FloatingPointError(f"the loss became {value.item()} at step {step}")
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                value = loss(generator)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
             ema.update(model)
-            recent = [*recent[-99:], value.item()]
+            pending.append(value.detach())
+            step += 1
             bar.update()
-            if step % 50 == 0:
-                rate = (step + 1) * batch_size / (time.monotonic() - start)
-                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}, {rate:.0f} images/s")
-            if time.monotonic() - start > time_limit:
+            now = time.monotonic()
+            stop = now - start > time_limit
+            if step % LOG_EVERY == 0 or step == steps or stop:
+                collect()
+                rate = (step - first) * batch_size / (now - start)
+                bar.set_postfix_str(f"loss {losses[max(0, step - 100) : step].mean():.4f}, {rate:.0f} images/s")
+                if state is not None and (stop or step == steps or now - saved > save_every):
+                    checkpoint()
+                    saved = time.monotonic()
+            if stop:
                 break
-    record = {
-        "steps": step + 1,
-        "images_seen": (step + 1) * batch_size,
-        "seconds": round(time.monotonic() - start, 1),
-        "final_loss": sum(recent) / len(recent),
+    return ema.module, {
+        "steps": step,
+        "planned_steps": steps,
+        "images_seen": step * batch_size,
+        "seconds": round(seconds(), 1),
+        "images_per_second": round(step * batch_size / max(seconds(), 1e-9), 1),
+        "final_loss": losses[max(0, step - 100) : step].mean().item(),
+        "loss_curve": _curve(losses[:step]),
     }
-    return ema.module, record
+
+
+def _curve(losses: Tensor) -> list[tuple[int, float]]:
+    """Pairs of step and mean loss since the pair before, at most CURVE_POINTS."""
+    parts = losses.split(max(1, math.ceil(len(losses) / CURVE_POINTS)))
+    ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
+    return [(end, round(part.mean().item(), 5)) for end, part in zip(ends, parts, strict=True)]
+
+
+def _state(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a step changes, as named tensors."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in ema.module.state_dict().items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    return tensors
+
+
+def _restore(tensors: dict[str, Tensor], model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, step: int):
+    def part(prefix):
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    model.load_state_dict(part("model."))
+    ema.module.load_state_dict(part("ema."))
+    ema.updates = step
+    moments: dict[int, dict] = {}
+    for name, tensor in part("optimiser.").items():
+        index, _, moment = name.partition(".")
+        moments.setdefault(int(index), {})[moment] = tensor
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})

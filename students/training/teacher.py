@@ -18,16 +18,16 @@ def denoising_loss(
     """E[w(sigma) |D(x_t) - x_0|^2], w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (EDM [2206.00364], Eq. 2).
 
     log sigma ~ N(p_mean, p_std^2), where sigma = sigma_t / alpha_t, clipped to the schedule's range.
-    x0: (N, ...). labels: (N,); each becomes "no class" with probability `label_dropout` (guidance [2207.12598]).
+    x0: (N, ...), on the generator's device. labels: (N,); each becomes "no class" with probability `label_dropout` (guidance [2207.12598]).
     """
     schedule, n = denoiser.schedule, len(x0)
-    low, high = -schedule.lam([schedule.t_max, schedule.t_min])
-    log_sigma = p_mean + p_std * torch.randn(n, generator=generator, dtype=torch.float64)
-    t = schedule.time(-log_sigma.clamp(high, low)).to(x0.device)
-    eps = torch.randn(x0.shape, generator=generator).to(x0)
+    noisiest, cleanest = (-schedule.lam([schedule.t_max, schedule.t_min])).tolist()
+    log_sigma = p_mean + p_std * torch.randn(n, generator=generator, dtype=torch.float64, device=x0.device)
+    t = schedule.time(-log_sigma.clamp(cleanest, noisiest))
+    eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
     x = expand(schedule.alpha(t), x0) * x0 + expand(schedule.sigma(t), x0) * eps
     if labels is not None:
-        dropped = torch.rand(n, generator=generator).to(x0.device) < label_dropout
+        dropped = torch.rand(n, generator=generator, device=x0.device) < label_dropout
         labels = labels.masked_fill(dropped, denoiser.classes)
     sigma = expand(schedule.sigma(t) / schedule.alpha(t), x0)
     weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2

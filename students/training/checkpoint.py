@@ -1,0 +1,124 @@
+"""Checkpoints of a training run: what a step changes, in files small enough to be moved one by one.
+
+    <state>/step-00001200/part-000.safetensors ... checkpoint.json
+
+A checkpoint is written under a temporary name, flushed and renamed before the one before it is removed, so that
+a crash or a full disk leaves a valid one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from students.errors import FewstepError, WeightsError
+
+PART_BYTES = 15 * 2**20 - 2**16  # with room for the header of a file of at most 15 MiB
+MANIFEST = "checkpoint.json"
+
+
+def save_checkpoint(state: Path, config: dict | None, tensors: dict[str, Tensor], progress: dict) -> None:
+    """Write a checkpoint and remove older ones; progress: {"step": ..., ...} in plain JSON.
+
+    Raises FewstepError where the disk is full or the folder cannot be written.
+    """
+    name = f"step-{progress['step']:08d}"
+    part = state / f".{name}.{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        hashes = {}
+        for index, group in enumerate(_groups(tensors)):
+            content = save({key: tensors[key].detach().cpu().contiguous().clone() for key in group})
+            hashes[f"part-{index:03d}.safetensors"] = hashlib.sha256(content).hexdigest()
+            _write(part / f"part-{index:03d}.safetensors", content)
+        manifest = {"config": config, "progress": progress, "sha256": hashes}
+        _write(part / MANIFEST, json.dumps(manifest, indent=1).encode())
+        if (state / name).exists():
+            shutil.rmtree(state / name)
+        part.rename(state / name)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise FewstepError(
+            f"cannot write a checkpoint in {state} ({error.strerror}): make room or give another folder; "
+            "the checkpoint before it is kept, and the same command goes on from there"
+        ) from error
+    for older in _checkpoints(state)[:-1]:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def load_checkpoint(state: Path, config: dict | None) -> tuple[dict[str, Tensor], dict] | None:
+    """The tensors and progress of the newest checkpoint, or None where there is none.
+
+    Raises FewstepError for a checkpoint of another configuration, WeightsError for one that is cut short.
+    """
+    found = _checkpoints(state)
+    if not found:
+        return None
+    folder = found[-1]
+    again = f"restore it, or remove {state} to start again"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        stored, progress, hashes = (manifest[key] for key in ("config", "progress", "sha256"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"checkpoint {folder} has no readable {MANIFEST}: {again}") from error
+    if difference := _difference(stored, json.loads(json.dumps(config))):
+        raise FewstepError(
+            f"checkpoint {folder} is of another configuration ({difference}): "
+            f"give another --state folder, or remove {state} to start again"
+        )
+    tensors = {}
+    for name, expected in hashes.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise WeightsError(f"checkpoint {folder} lacks {name}: {again}") from error
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise WeightsError(f"checkpoint {folder} is cut short or altered ({name}): {again}")
+        tensors |= load(content)
+    return tensors, progress
+
+
+def remove_checkpoints(state: Path) -> None:
+    """Remove what `save_checkpoint` wrote, and the folder if nothing else is in it."""
+    for folder in _checkpoints(state):
+        shutil.rmtree(folder)
+    if state.is_dir() and not any(state.iterdir()):
+        state.rmdir()
+
+
+def _checkpoints(state: Path) -> list[Path]:
+    return sorted(state.glob("step-*"))
+
+
+def _groups(tensors: dict[str, Tensor]) -> list[list[str]]:
+    """Names in order, cut where a file would grow too large; a tensor larger than that has a file of its own."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and size + tensor.nbytes > PART_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.nbytes + len(name) + 100  # its entry in the header
+    return groups
+
+
+def _difference(stored, asked, path: str = "") -> str:
+    """The first key whose value differs, as `lr: 0.001 there, 0.002 asked`; empty if there is none."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in [*stored, *(key for key in asked if key not in stored)]:
+            if found := _difference(stored.get(key), asked.get(key), f"{path}.{key}" if path else str(key)):
+                return found
+        return ""
+    return "" if stored == asked else f"{path or 'config'}: {stored!r} there, {asked!r} asked"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
