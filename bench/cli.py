@@ -4,10 +4,12 @@ Nothing heavy is imported before a command needs it.
 """
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError
 
 EXAMPLES = """examples:
@@ -23,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns 0, or 2 after an error that the user can mend or a cell that failed."""
     arguments = _parser().parse_args(argv)
     try:
+        apply_data_root(arguments)
         return arguments.function(arguments)
     except FewstepError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -61,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     run.add_argument("--dtype", default="float32", choices=DTYPES, help="of the teacher's network")
     run.add_argument("--batch-size", type=_whole, metavar="N", help="of sampling (default: the task's)")
+    run.add_argument("--extractor", metavar="NAME", help="of features (default: the task's)")
+    run.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="begin no cell after that")
+    run.add_argument("--save-images", action="store_true", help="also keep every image as PNG, beside its cell")
 
     listing = command("list", _list, "tasks, students and metrics by name")
     listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics"), help="default: all three")
@@ -77,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="parent of run/, reports/, leaderboards/ (default: .)",
         )
-    command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
+    doctor = command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
+    for sub in (run, doctor):
+        add_data_root(sub)
     return parser
 
 
@@ -94,13 +102,8 @@ def _run(arguments) -> int:
     from bench.results import FAILED, Store
     from bench.tasks import load_task
 
-    task = default = load_task(arguments.task)
-    for key in ("samples", "seed_blocks", "batch_size"):
-        value = getattr(arguments, key)
-        if value is not None:
-            if value < 1:
-                raise FewstepError(f"--{key.replace('_', '-')} must be at least 1, got {value}")
-            task = replace(task, **{key: value})
+    default = load_task(arguments.task)
+    task = _asked(default, arguments)
     names = arguments.students or task.students
     metrics = arguments.metrics or task.metrics
     scales = arguments.guidance or task.guidance
@@ -111,14 +114,30 @@ def _run(arguments) -> int:
         runs = [(name, n, w) for name in names for w in scales for n in arguments.steps or task.steps]
     cells = plan(task, runs, arguments.dtype)
     store = Store(arguments.out, task.name)
-    records = sweep.run(cells, task, store, metrics, arguments.device, arguments.dtype)
+    records = sweep.run(
+        cells, task, store, metrics, arguments.device, arguments.dtype, arguments.save_images, arguments.time_limit
+    )
     report.print_table(records, task, store)
-    folder = task.name if task.samples == default.samples else f"{task.name}-{task.samples}-samples"
-    _say_written(report.write(task, store, arguments.out, folder))
+    _say_written(report.write(task, store, arguments.out, report.variant_folder(task, default)))
     failed = [record for record in records if record["status"] == FAILED]
     for record in failed:
         print(f"error: {record['student']} at {record['steps']} steps: {record['reason']}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _asked(task, arguments):
+    """The task with the samples, seed blocks, batch size and extractor of the command line."""
+    from bench.plan import resolve_extractor
+
+    if arguments.save_images and task.kind != "image":
+        raise FewstepError(f"task {task.name!r} has no images: leave --save-images out")
+    for key in ("samples", "seed_blocks", "batch_size"):
+        value = getattr(arguments, key, None)
+        if value is not None:
+            if value < 1:
+                raise FewstepError(f"--{key.replace('_', '-')} must be at least 1, got {value}")
+            task = replace(task, **{key: value})
+    return resolve_extractor(task, arguments.extractor)
 
 
 def _say_written(paths: list[Path]) -> None:
@@ -160,7 +179,8 @@ def _plot(arguments) -> int:
     from bench import report
 
     for task, store in _stored(arguments):
-        _say_written(report.write(task, store, arguments.out))
+        for variant in report.variants(task, store):
+            _say_written(report.write(variant, store, arguments.out, report.variant_folder(variant, task)))
     return 0
 
 
@@ -168,7 +188,7 @@ def _leaderboard(arguments) -> int:
     from bench import report
 
     for task, store in _stored(arguments):
-        print(f"wrote {report.write_leaderboard(task, store, arguments.out)}")
+        print(f"wrote {report.write_leaderboard(report.variants(task, store), store, arguments.out)}")
     return 0
 
 

@@ -1,27 +1,34 @@
 """Computing one cell: draw its samples, stream their statistics, measure time and network evaluations."""
 
+import itertools
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib.metadata import version
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.io import write_png
+from tqdm import tqdm
 
 from bench.loading import load_student, one_line
 from bench.measure import METRICS
 from bench.measure.features import load_extractor, to_uint8
-from bench.measure.latency import NetworkClock, PeakMemory, measure_latency, summary
+from bench.measure.latency import NetworkClock, PeakMemory, measure_latency, summary, synchronise
 from bench.measure.statistics import FeatureStats, Reference
 from bench.plan import REAL, Cell
-from bench.results import FAILED, OK, UNSUPPORTED, Store
+from bench.results import FAILED, IMAGES, OK, UNSUPPORTED, Store
 from bench.tasks import Task
-from students.base import Student, count_nfe, networks_of
+from students.base import NFE, Student, count_nfe, networks_of
 from students.data import Dataset, Split, load_data
+from students.diffusion.noise import SeedNoise
 from students.errors import FewstepError, UnsupportedSteps
 from students.loading import DTYPES
 from students.provenance import commit
@@ -29,6 +36,7 @@ from students.teachers import load_teacher
 
 KEPT_SAMPLES = {"image": 16, "vector": 500}  # of each cell, for the sample grids
 LATENCY_RUNS = 5
+TIMED_BATCHES = 4
 RANGE_SLACK = 1e-3
 PROBE_SEED, PROBES = 2**61, 8
 PACKAGES = ("torch", "diffusers", "torch-fidelity", "numpy", "scipy", "scikit-learn")
@@ -96,14 +104,22 @@ def check_samples(samples, n: int, shape: tuple[int, ...], name: str) -> None:
         raise FewstepError(f"{name} returned values in [{low:.3g}, {high:.3g}]: images must lie in [-1, 1]; clamp them")
 
 
+def save_images(images: Tensor, folder: Path, first_seed: int) -> None:
+    """Write uint8 images (N, C, H, W) as PNG files named by their seeds."""
+    folder.mkdir()
+    for seed, image in enumerate(tqdm(images, desc="saving images", leave=False), first_seed):
+        write_png(image, str(folder / f"{seed:07d}.png"))
+
+
 class Evaluator:
     """Computes cells of one task on one device. Data, extractor, reference and students are loaded once.
 
     Statistics are kept for all metrics of the task and for the `metrics` asked for.
     """
 
-    def __init__(self, task: Task, metrics: Sequence[str], device: str, dtype: str):
+    def __init__(self, task: Task, metrics: Sequence[str], device: str, dtype: str, save_images: bool = False):
         self.task = task
+        self.save_images = save_images
         self.metrics = metrics
         self.device = check_device(device)
         self.dtype = dtype
@@ -155,23 +171,24 @@ class Evaluator:
         record = store.load(cell.id)
         if record is not None and record["status"] == OK:
             stored = {path.stem: FeatureStats.load(path) for path in store.path(cell.id).glob("*.safetensors")}
-            if stored.keys() >= self._collectors().keys():
+            if stored.keys() >= self._collectors().keys() and (not self.save_images or store.has_images(cell.id)):
                 store.update(record | self._metrics(stored, record))
                 return
         start = time.monotonic()
         record = self._header(cell)
-        statistics, kept = None, None
+        statistics, kept, images = None, None, []
         try:
             if cell.student == REAL:
                 statistics, kept, measured = self._draw_real()
             else:
-                statistics, kept, measured = self._draw(cell)
+                statistics, kept, images, measured = self._draw(cell)
             record |= measured | self._metrics(statistics, record)
         except UnsupportedSteps as error:
             record |= {"status": UNSUPPORTED, "reason": str(error)}
         except Exception as error:  # a student may be anybody's code: one failure must not end the sweep
             reason = one_line(error)
             if not isinstance(error, FewstepError):
+                self._check_device_is_alive(reason)
                 reason = f"{type(error).__name__}: {reason}"
             record |= {"status": FAILED, "reason": reason}
             statistics = None
@@ -185,8 +202,20 @@ class Evaluator:
                 for name, stats in statistics.items():
                     stats.save(folder / f"{name}.safetensors")
                 np.savez_compressed(folder / "samples.npz", samples=kept)
+            if images:
+                save_images(torch.cat(images), folder / IMAGES, cell.identity["seeds"][0])
 
         store.save(record, write_arrays)
+
+    def _check_device_is_alive(self, reason: str) -> None:
+        """Raise FewstepError if the device no longer computes: then it is not the cell that failed."""
+        try:
+            torch.zeros(1, device=self.device).add(1).item()
+        except RuntimeError as error:
+            raise FewstepError(
+                f"device {self.device} was lost ({reason}): finished cells are kept; "
+                "when it is back, the same command goes on from them"
+            ) from error
 
     def _header(self, cell: Cell) -> dict:
         real = cell.student == REAL
@@ -204,6 +233,7 @@ class Evaluator:
             "seed_block": cell.seed_block,
             "samples": self.task.samples,
             "rounding": self.task.rounding,
+            "extractor": self.task.extractor,
             "status": OK,
             "reason": "",
             "nfe": 0.0,
@@ -217,46 +247,102 @@ class Evaluator:
             },
         }
 
-    def _draw(self, cell: Cell) -> tuple[dict[str, FeatureStats], np.ndarray, dict]:
+    def _draw(self, cell: Cell) -> tuple[dict[str, FeatureStats], np.ndarray, list[Tensor], dict]:
+        """Statistics, the samples kept for grids, all images in batches if they are to be saved, what was measured."""
         student = self.student(cell.student)
         if tuple(student.shape) != self.task.shape:
             raise FewstepError(f"{cell.student} makes {tuple(student.shape)}, the task asks for {self.task.shape}")
         if hasattr(student, "check"):
             student.check(cell.steps, cell.guidance)
         first, end = cell.identity["seeds"]
-        edges = [*range(first, end, self.task.batch_size), end]
 
         def draw(start, stop):
-            return student.sample(cell.steps, seeds=range(start, stop), **_guidance(cell.guidance))
+            labels = self._labels(student, range(start, stop))
+            chosen = {} if labels is None else {"labels": labels}
+            return student.sample(cell.steps, seeds=range(start, stop), **chosen, **_guidance(cell.guidance))
 
         with count_nfe(student) as preparation:
             latency = self._latency(student, lambda: draw(first, first + 1))
-        statistics, kept, seconds = self._collectors(), None, []
-        with PeakMemory(self.device) as memory, count_nfe(student) as nfe:
-            for start, stop in pairwise(edges):
-                begin = time.perf_counter()
-                samples = draw(start, stop)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-                seconds.append((time.perf_counter() - begin) / (stop - start))
-                check_samples(samples, stop - start, self.task.shape, cell.student)
-                represented = self._represent(samples)
-                for name, rows in represented.items():
-                    statistics[name].update(rows)
+        statistics, kept, images, seconds = self._collectors(), None, [], []
+        with PeakMemory(self.device) as memory, count_nfe(student) as nfe, self._absorber(statistics) as absorb:
+            for seeds, samples, spent in self._batches(draw, first, end, nfe):
+                check_samples(samples, len(seeds), self.task.shape, cell.student)
+                seconds.append((len(seeds), spent / len(seeds)))
                 kept = self._keep(samples) if kept is None else kept
-        whole = seconds[: len(seconds) - (len(edges) > 2 and (end - first) % self.task.batch_size > 0)]
-        throughput = summary(whole)
-        return statistics, kept, {
+                if self.save_images:
+                    images.append(to_uint8(samples, self.task.rounding).cpu())
+                absorb(samples, self._labels(student, seeds))
+        size = max(length for length, _ in seconds[-2:])
+        throughput = summary([spent for length, spent in seconds if length == size])
+        return statistics, kept, images, {
             "nfe": nfe.per_image,
             "setup_nfe": float(preparation.setup_rows + nfe.setup_rows),
             "peak_memory_mb": round(memory.peak_mb, 1),
             "latency": latency
             | {
-                "throughput_batch": min(self.task.batch_size, end - first),
+                "throughput_batch": size,
                 "throughput_ms": throughput["median_ms"],
                 "throughput_p90_ms": throughput["p90_ms"],
             },
         }  # fmt: skip
+
+    def _batches(self, draw, first: int, end: int, nfe: NFE) -> Iterator[tuple[range, Tensor, float]]:
+        """Seeds, samples and seconds, batch by batch. Where the device's memory is too small, batches are halved."""
+        size, start = self.task.batch_size, first
+        while start < end:
+            stop, spent = min(start + size, end), nfe.rows
+            begin = time.perf_counter()
+            try:
+                samples = draw(start, stop)
+                synchronise(self.device)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size, nfe.rows = (stop - start + 1) // 2, spent
+                torch.cuda.empty_cache()
+                continue
+            yield range(start, stop), samples, time.perf_counter() - begin
+            start = stop
+
+    @contextmanager
+    def _absorber(self, statistics: dict[str, FeatureStats]) -> Iterator[Callable[[Tensor, Tensor | None], None]]:
+        """A function that adds samples to `statistics`; on a GPU in a thread and stream beside the sampling.
+
+        The first TIMED_BATCHES are added before the next is drawn, so that the times of sampling are its own.
+        """
+
+        def add(samples: Tensor, labels: Tensor | None) -> None:
+            for name, rows in self._represent(samples, labels).items():
+                statistics[name].update(rows)
+
+        if self.device.type != "cuda":
+            yield add
+            return
+        stream, pending = torch.cuda.Stream(self.device), deque()
+
+        def add_beside(samples: Tensor, labels: Tensor | None) -> None:
+            with torch.cuda.stream(stream):
+                add(samples, labels)
+
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            submitted = itertools.count(1)
+
+            def submit(samples: Tensor, labels: Tensor | None) -> None:
+                pending.append(worker.submit(add_beside, samples, labels))
+                while len(pending) > (0 if next(submitted) <= TIMED_BATCHES else 1):
+                    pending.popleft().result()
+
+            yield submit
+            while pending:
+                pending.popleft().result()
+
+    def _labels(self, student, seeds: range) -> Tensor | None:
+        """The classes that `sample` draws for these seeds, where a metric compares them with what is seen."""
+        if "agreement" not in self._collectors():
+            return None
+        prior = getattr(student, "prior", None)
+        prior = torch.ones(self.task.classes) if prior is None else prior
+        return SeedNoise(seeds, self.task.shape, self.device).labels(prior.to(self.device))
 
     def _latency(self, student, draw) -> dict:
         """Batch-1 latency; the warm-up also does a student's one-time setup."""
@@ -271,7 +357,9 @@ class Evaluator:
 
     def _draw_real(self) -> tuple[dict[str, FeatureStats], np.ndarray, dict]:
         """The first `samples` held-out samples, or all of them if they are fewer."""
-        heldout = Split(self.data.heldout.samples[: self.task.samples])
+        labels = self.data.heldout.labels
+        chosen = slice(self.task.samples)
+        heldout = Split(self.data.heldout.samples[chosen], None if labels is None else labels[chosen])
         samples = heldout.samples[: KEPT_SAMPLES[self.task.kind]]
         kept = samples.numpy() if self.task.kind == "image" else samples.float().numpy()
         return self._split_statistics(heldout), kept, {"samples": len(heldout.samples)}
@@ -284,25 +372,31 @@ class Evaluator:
                 needs[representation] = needs.get(representation, False) or form == "rows"
         return {representation: FeatureStats(keep_rows=rows) for representation, rows in needs.items()}
 
-    def _represent(self, samples: Tensor) -> dict[str, Tensor]:
-        """Images in [-1, 1], or vectors, as rows of what the metrics compare."""
+    def _represent(self, samples: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """8-bit images, images in [-1, 1], or vectors, as rows of what the metrics compare."""
         if self.task.kind == "vector":
             return {"samples": samples}
-        return self._represent_uint8(to_uint8(samples, self.task.rounding))
-
-    def _represent_uint8(self, images: Tensor) -> dict[str, Tensor]:
+        images = samples if samples.dtype == torch.uint8 else to_uint8(samples, self.task.rounding)
+        needed = self._collectors()
         features, logits = self.extractor.features(images)
-        rows = {"features": features, "logits": logits, "samples": images.flatten(1).float() / 255}
-        if logits is None and "logits" in self._collectors():
-            raise FewstepError(f"extractor {self.task.extractor!r} has no classes: leave the metric 'is' out")
-        return {name: rows[name] for name in self._collectors()}
+        if logits is None and needed.keys() & {"logits", "agreement"}:
+            raise FewstepError(
+                f"extractor {self.task.extractor!r} has no classes: leave the metrics 'is' and 'agreement' out"
+            )
+        rows = {"features": features, "logits": logits}
+        if "samples" in needed:
+            rows["samples"] = images.flatten(1).float() / 255
+        if "agreement" in needed:
+            rows["agreement"] = (logits.argmax(1) == labels.to(logits.device)).float()[:, None]
+        return {name: rows[name] for name in needed}
 
     def _split_statistics(self, split: Split) -> dict[str, FeatureStats]:
         statistics = self._collectors()
-        represent = self._represent_uint8 if split.samples.dtype == torch.uint8 else self._represent
-        for batch in split.samples.split(self.task.batch_size):
-            for name, rows in represent(batch.to(self.device)).items():
-                statistics[name].update(rows)
+        for start in range(0, len(split.samples), self.task.batch_size):
+            rows = slice(start, start + self.task.batch_size)
+            labels = None if split.labels is None else split.labels[rows]
+            for name, values in self._represent(split.samples[rows].to(self.device), labels).items():
+                statistics[name].update(values)
         return statistics
 
     def _keep(self, samples: Tensor) -> np.ndarray:

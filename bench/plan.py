@@ -4,16 +4,17 @@ Imports no torch, so that a run whose cells are all present only reads them.
 """
 
 import functools
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 from bench.identity import code_hash, digest
-from bench.measure import METRICS, extractor_identity
+from bench.measure import METRICS, extractor_identity, extractor_problem
 from bench.tasks import Task
 from students.checkpoints.safetensors_file import verified_hash
 from students.errors import FewstepError, unknown
-from students.recipes import EXACT, RECIPES, teacher_weights
+from students.recipes import EXACT, RECIPES, UNCONDITIONAL, teacher_weights
 from students.registry import parse
 
 DIFFUSERS = "students.solvers.diffusers_adapter:"
@@ -43,6 +44,21 @@ class Cell:
             return "real against real"
         guidance = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
         return f"{self.student}, {self.steps} steps{guidance}, block {self.seed_block}"
+
+
+def resolve_extractor(task: Task, asked: str | None = None) -> Task:
+    """The task with the extractor asked for; else its own, or the other it names where the weights of that are missing.
+
+    The second choice is said on standard error, and shows in the names of the columns.
+    """
+    if asked and task.kind == "vector":
+        raise FewstepError(f"task {task.name!r} compares vectors as they are: leave --extractor out")
+    if asked:
+        return replace(task, extractor=asked)
+    if task.extractor_otherwise and (problem := extractor_problem(task.extractor)):
+        print(f"note: measuring with {task.extractor_otherwise}, because {problem}", file=sys.stderr)
+        return replace(task, extractor=task.extractor_otherwise)
+    return task
 
 
 def check_metrics(task: Task, metrics: Sequence[str]) -> None:
@@ -115,8 +131,8 @@ def _teacher(name: str) -> dict:
         return {"name": name, "code": code_hash(name.partition(":")[0])}
     if name in EXACT:
         return {"name": name, "code": _data_code(name)}
-    if name not in RECIPES:
-        raise unknown("teacher", name, [*RECIPES, *EXACT])
+    if name not in (*RECIPES, *UNCONDITIONAL):
+        raise unknown("teacher", name, [*RECIPES, *UNCONDITIONAL, *EXACT])
     return {"name": name, "weights": verified_hash(teacher_weights(name)), "code": code_hash("students.networks.unet")}
 
 

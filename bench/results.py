@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from students.errors import FewstepError
 
 OK, UNSUPPORTED, FAILED = "ok", "unsupported", "failed"
+IMAGES = "images"  # the folder of a cell's images, where they were asked for
 
 
 class Store:
@@ -53,6 +54,9 @@ class Store:
             return None
         except (OSError, ValueError) as error:
             raise FewstepError(f"cannot read {path} ({error}); delete {path.parent} to compute it again") from error
+
+    def has_images(self, cell_id: str) -> bool:
+        return (self.path(cell_id) / IMAGES).is_dir()
 
     @contextmanager
     def claim(self, cell_id: str) -> Iterator[bool]:
@@ -107,12 +111,12 @@ def _flush(path: Path) -> None:
 
 
 # What makes two cells the same measurement: of these, `latest` keeps the one finished last.
-KEYS = ["task", "student", "steps", "guidance", "dtype", "seed_block", "samples", "rounding", "version"]
+KEYS = ["task", "student", "steps", "guidance", "dtype", "seed_block", "samples", "rounding", "extractor", "version"]
 
 
 def latest(cells: list[dict]) -> list[dict]:
     """Without cells that a later one replaces (other code, weights or options under the same name)."""
-    return list({tuple(cell[key] for key in KEYS): cell for cell in cells}.values())
+    return list({tuple(cell.get(key) for key in KEYS): cell for cell in cells}.values())
 
 
 def frame(cells: list[dict], store: Store):

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError, unknown
 from students.recipes import RECIPES
 from students.registry import STUDENTS
@@ -23,8 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS")
     train.add_argument("--state", type=Path, help="folder of checkpoints (default: run/train/METHOD-TASK)")
     train.add_argument("--out", type=Path, help="weights file to write (default: the weights that ship)")
+    add_data_root(train)
     arguments = parser.parse_args(argv)
     try:
+        apply_data_root(arguments)
         return {"list": _list, "train": _train}[arguments.command](arguments)
     except FewstepError as error:
         print(f"error: {error}", file=sys.stderr)

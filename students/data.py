@@ -1,4 +1,4 @@
-"""The data that teachers are trained on and samples are compared with; nothing here is downloaded.
+"""The data that teachers are trained on and samples are compared with.
 
 `load_data(name)` gives a `Dataset` with a training half and a held-out half (what a perfect generator could
 at best look like), or with the exact `mixture` they are drawn from. `name` may be `package.module:attribute`.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from students.datafiles import VARIABLE, MissingFile, data_root
 from students.diffusion.analytic import GaussianMixture
 from students.diffusion.schedules import VPLinear
 from students.errors import unknown
@@ -62,18 +63,47 @@ def gaussians() -> Dataset:
     return Dataset(*halves, mixture=mixture)
 
 
+CIFAR10_FOLDER = "cifar-10-batches-py"
+
+
 def cifar10() -> Dataset:
-    """CIFAR-10 (Krizhevsky 2009), 32x32 in colour, ten classes: 50,000 training and 10,000 test images."""
+    """CIFAR-10 (Krizhevsky 2009), 32x32 in colour, ten classes: train 50,000 images, held out the 10,000 test images.
+
+    Read by torchvision below the data root, downloaded where it is missing and a network is there. Raises
+    MissingFile for a file that is missing or is not the original (MD5).
+    """
     from torchvision.datasets import CIFAR10
 
-    from students.datafiles import data_root
+    root = data_root()
+    if problem := cifar10_problem():
+        try:
+            CIFAR10(root, train=True, download=True)
+        except (OSError, RuntimeError) as error:
+            raise MissingFile(problem) from error
+    halves = [CIFAR10(root, train=train) for train in (True, False)]
+    splits = [
+        Split(torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(half.targets))
+        for half in halves
+    ]
+    return Dataset(*splits, classes=10)
 
-    halves = []
-    for train in (True, False):
-        found = CIFAR10(data_root(), train=train)
-        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-        halves.append(Split(images, torch.tensor(found.targets)))
-    return Dataset(*halves, classes=10)
+
+def cifar10_problem() -> str:
+    """What is wrong with CIFAR-10 below the data root and what to do about it; empty if nothing is."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    folder = data_root() / CIFAR10_FOLDER
+    advice = f"download {CIFAR10.url} and unpack it in {data_root()} (--data-root or {VARIABLE} name another folder)"
+    if not folder.is_dir():
+        return f"CIFAR-10 is missing, there is no {folder}: {advice}"
+    meta = CIFAR10.meta
+    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, [meta["filename"], meta["md5"]]]:
+        if not (folder / name).is_file():
+            return f"CIFAR-10 lacks {folder / name}: {advice}"
+        if not check_integrity(folder / name, md5):
+            return f"{folder / name} is cut short or not the original (its MD5 is not {md5}): {advice}"
+    return ""
 
 
 DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "gaussians": gaussians, "cifar10": cifar10}

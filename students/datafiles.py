@@ -4,6 +4,8 @@ They are looked for below one folder, the data root: `--data-root`, else the var
 ~/.cache/fewstep. Importing this module imports no torch.
 """
 
+import argparse
+import contextlib
 import functools
 import hashlib
 import os
@@ -27,6 +29,22 @@ class MissingFile(FewstepError):
 def data_root() -> Path:
     """The folder named by FEWSTEP_DATA, which `--data-root` sets, else ~/.cache/fewstep."""
     return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "fewstep")
+
+
+def add_data_root(parser: argparse.ArgumentParser) -> None:
+    """The option --data-root of a command that reads such files."""
+    text = f"folder of data and weights that do not ship (default: ${VARIABLE}, or ~/.cache/fewstep)"
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help=text)
+
+
+def apply_data_root(arguments: argparse.Namespace) -> None:
+    """Make the folder given by --data-root the data root; raises FewstepError if it is not there."""
+    folder = getattr(arguments, "data_root", None)
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise FewstepError(f"--data-root {folder} is no folder: create it, or name the one that holds the files")
+    os.environ[VARIABLE] = str(folder)
 
 
 @dataclass(frozen=True)
@@ -61,10 +79,8 @@ class DataFile:
     def fetch(self) -> Path:
         """The path of the file, downloaded if it is missing and a network is there; raises MissingFile."""
         if not self.path.exists() and self.url:
-            try:
+            with contextlib.suppress(OSError):  # `problem` says what to download and where to put it
                 self._download()
-            except OSError:
-                pass  # `problem` says what to download and where to put it
         if problem := self.problem():
             raise MissingFile(problem)
         return self.path

@@ -4,10 +4,12 @@ The files of this package are functions of a DataFrame of cells (bench/results.p
 below give them the cells of a task. Importing the package imports nothing heavy.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from bench.measure import METRICS
 from bench.plan import REAL
+from bench.report.files import safe_name
 from bench.results import Store, frame, latest
 from bench.tasks import Task
 from students.errors import FewstepError
@@ -21,25 +23,51 @@ def print_table(records: list[dict], task: Task, store: Store) -> None:
     print(to_text(cells, metric, directions(task)))
 
 
-def write(task: Task, store: Store, out: Path, folder: str | None = None) -> list[Path]:
-    """Write `out/reports/<folder>`, by default the task's name; returns the paths."""
+def write(task: Task, store: Store, out: Path, folder: str) -> list[Path]:
+    """Write `out/reports/<folder>`; returns the paths."""
     from bench.report.report import write_report
 
     cells, metric = _cells(store.cells(), task, store)
-    return write_report(cells, folder or task.name, metric, directions(task), out)
+    return write_report(cells, folder, metric, directions(task), out)
 
 
-def write_leaderboard(task: Task, store: Store, out: Path) -> Path:
-    """Write `out/leaderboards/<task>.md`; returns its path."""
+def write_leaderboard(tasks: list[Task], store: Store, out: Path) -> Path:
+    """Write `out/leaderboards/<task>.md` with a part for each of the task's `variants`; returns its path."""
     from bench.report import leaderboard
 
-    reference = "exact moments and samples" if task.extractor is None else "training half"
-    about = {
-        "reference": f"{reference} of `{task.data}`",
-        "extractor": f"`{task.extractor}`" if task.extractor else "none",
+    parts = []
+    for task in tasks:
+        reference = "exact moments and samples" if task.extractor is None else "training half"
+        about = {
+            "reference": f"{reference} of `{task.data}`",
+            "extractor": f"`{task.extractor}`" if task.extractor else "none",
+        }
+        cells, metric = _cells(store.cells(), task, store)
+        parts.append((cells, metric, directions(task), about))
+    return leaderboard.write_leaderboard(parts, out)
+
+
+def variants(task: Task, store: Store) -> list[Task]:
+    """The task with each (extractor, samples) that the store has students' cells of, most samples first.
+
+    Only the task as it is, if there are cells of that.
+    """
+    found = {
+        (record["extractor"], record["samples"])
+        for record in store.cells()
+        if record["student"] != REAL and record["version"] == task.version and "extractor" in record
     }
-    cells, metric = _cells(store.cells(), task, store)
-    return leaderboard.write_leaderboard(cells, metric, directions(task), out, about)
+    if (task.extractor, task.samples) in found or not found:
+        return [task]
+    ordered = sorted(found, key=lambda key: (-key[1], key[0] or ""))
+    return [replace(task, extractor=extractor, samples=samples) for extractor, samples in ordered]
+
+
+def variant_folder(task: Task, default: Task) -> str:
+    """`cifar10`, or `cifar10/inception768-1000-samples`: what differs from the task as its file says."""
+    parts = [task.extractor] if task.extractor != default.extractor else []
+    parts += [f"{task.samples}-samples"] if task.samples != default.samples else []
+    return f"{task.name}/{safe_name('-'.join(parts))}" if parts else task.name
 
 
 def directions(task: Task) -> dict[str, str]:
@@ -58,7 +86,8 @@ def _cells(records: list[dict], task: Task, store: Store):
     protocol = [
         record
         for record in records
-        if record["version"] == task.version and (record["student"] == REAL or record["samples"] == task.samples)
+        if (record["version"], record.get("extractor")) == (task.version, task.extractor)
+        and (record["student"] == REAL or record["samples"] == task.samples)
     ]
     if all(record["student"] == REAL for record in protocol):
         raise FewstepError(

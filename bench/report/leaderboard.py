@@ -33,24 +33,27 @@ def ranks(means: list[float], stds: list[float]) -> list[int]:
     return result
 
 
-def leaderboard(cells: pd.DataFrame, metric: str, better: dict[str, str], about: dict[str, str]) -> str:
+Part = tuple[pd.DataFrame, str, dict[str, str], dict[str, str]]
+
+
+def leaderboard(parts: list[Part]) -> str:
     """Markdown: for each protocol, and for each NFE budget 1, 2, 4, ... that changes something, a ranking.
 
-    about: more lines of the protocol, such as {"reference": ..., "extractor": ...}.
+    parts: (cells, metric, better, about) of cells with one extractor and sample count; about holds more lines of the
+    protocol, such as {"reference": ..., "extractor": ...}.
     """
-    task = cells["task"].iloc[0]
+    task = parts[0][0]["task"].iloc[0]
     lines = [f"# {task}", "", f"Written by `python -m bench leaderboard {task}` from the cells in `run/{task}`.", ""]
-    for group in protocols(cells):
-        lines += _section(group, metric, better, about)
+    for cells, metric, better, about in parts:
+        for group in protocols(cells):
+            lines += _section(group, metric, better, about)
     return "\n".join(lines)
 
 
-def write_leaderboard(
-    cells: pd.DataFrame, metric: str, better: dict[str, str], out_dir: Path, about: dict[str, str]
-) -> Path:
+def write_leaderboard(parts: list[Part], out_dir: Path) -> Path:
     """Write `out_dir/leaderboards/<task>.md`, whole or not at all. Raises FewstepError if it cannot be written."""
-    text = leaderboard(cells, metric, better, about)
-    return write_atomically(Path(out_dir) / "leaderboards" / f"{cells['task'].iloc[0]}.md", text.encode())
+    path = Path(out_dir) / "leaderboards" / f"{parts[0][0]['task'].iloc[0]}.md"
+    return write_atomically(path, leaderboard(parts).encode())
 
 
 def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: dict[str, str]) -> list[str]:

@@ -11,25 +11,26 @@ from bench.report.tables import PROTOCOL, REAL, aggregate, protocols, to_text, w
 TITLES = {"nfe": "network evaluations", "latency_ms": "latency"}
 
 
-def write_report(cells: pd.DataFrame, task_name: str, metric: str, better: dict[str, str], out_dir: Path) -> list[Path]:
-    """Write `out_dir/reports/<task>`; returns the paths of its files.
+def write_report(cells: pd.DataFrame, name: str, metric: str, better: dict[str, str], out_dir: Path) -> list[Path]:
+    """Write `out_dir/reports/<name>`; returns the paths of its files.
 
     The protocol with the most samples gives quality_nfe and quality_latency; others name in theirs what differs.
     Latencies of different devices are never in one plot. Raises FewstepError if the folder cannot be written.
     """
-    folder = Path(out_dir) / "reports" / task_name
+    folder = Path(out_dir) / "reports" / name
+    task_name = cells["task"].iloc[0]
     text = to_text(cells, metric, better)
     paths = [
         write_results(cells, folder / "results.csv"),
-        write_atomically(folder / "table.md", f"# {task_name}\n\n```\n{text}\n```\n".encode()),
+        write_atomically(folder / "table.md", f"# {name}\n\n```\n{text}\n```\n".encode()),
     ]
     groups = protocols(cells)
     for group in groups:
-        name = f"quality_nfe{_suffix(group, groups[0])}"
-        paths += _write_plot(group, metric, "nfe", better, folder / name, task_name)
+        picture = f"quality_nfe{_suffix(group, groups[0])}"
+        paths += _write_plot(group, metric, "nfe", better, folder / picture, task_name)
         for i, (device, rows) in enumerate(_devices(group)):
-            name = f"quality_latency{_suffix(group, groups[0])}{f'-{safe_name(device)}' if i else ''}"
-            paths += _write_plot(rows, metric, "latency_ms", better, folder / name, task_name)
+            picture = f"quality_latency{_suffix(group, groups[0])}{f'-{safe_name(device)}' if i else ''}"
+            paths += _write_plot(rows, metric, "latency_ms", better, folder / picture, task_name)
     return paths + _write_grids(cells, folder / "samples")
 
 

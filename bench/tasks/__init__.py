@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from bench.measure import METRICS
 from students.errors import FewstepError, unknown
 
 FOLDER = Path(__file__).parent
@@ -29,8 +30,9 @@ class Task:
         names none. steps: the default step counts.
     samples: per seed block, compared with the training half of the data. seed_blocks: block k is the seeds
         k * samples ... (k + 1) * samples - 1. guidance: scales of classifier-free guidance; 1 is none.
-    extractor: a name of bench/measure/features.py, or null for a vector task.
-    metrics: names of bench/measure METRICS. primary: the column that plots and leaderboards rank by.
+    extractor: a name of bench/measure EXTRACTORS, or null for a vector task. extractor_otherwise: where its weights
+        are missing.
+    metrics: names of bench/measure METRICS. primary: the one whose first column plots and leaderboards rank by.
     rounding: of samples to 8 bits, "round" or "truncate". batch_size: of sampling; the throughput batch.
     """
 
@@ -52,6 +54,7 @@ class Task:
     batch_size: int
     guidance: tuple[float, ...] = (1.0,)
     rounding: str = "round"
+    extractor_otherwise: str | None = None
 
     @property
     def kind(self) -> str:
@@ -104,6 +107,8 @@ def _checked(content: dict, path: Path) -> Task:
     for key in ("samples", "seed_blocks", "batch_size", "version"):
         if values[key] < 1:
             raise FewstepError(f"{path}: key {key!r} must be at least 1, got {values[key]}")
+    if task.primary not in METRICS:
+        raise FewstepError(f"{path}: key 'primary': {unknown('metric', task.primary, METRICS)}")
     if task.kind == "image" and task.extractor is None:
         raise FewstepError(f"{path}: an image task needs an extractor (see python -m bench list metrics)")
     return task

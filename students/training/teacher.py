@@ -18,7 +18,8 @@ def denoising_loss(
     """E[w(sigma) |D(x_t) - x_0|^2], w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (EDM [2206.00364], Eq. 2).
 
     log sigma ~ N(p_mean, p_std^2), where sigma = sigma_t / alpha_t, clipped to the schedule's range.
-    x0: (N, ...), on the generator's device. labels: (N,); each becomes "no class" with probability `label_dropout` (guidance [2207.12598]).
+    x0: (N, ...), on the generator's device. labels: (N,); each becomes "no class" with probability `label_dropout`
+    (guidance [2207.12598]).
     """
     schedule, n = denoiser.schedule, len(x0)
     noisiest, cleanest = (-schedule.lam([schedule.t_max, schedule.t_min])).tolist()
