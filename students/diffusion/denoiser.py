@@ -14,7 +14,12 @@ from students.errors import unknown
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A 0-d or (N,) coefficient in a shape and dtype that multiplies x of shape (N, ...)."""
+    """A 0-d or (N,) coefficient in a shape and dtype that multiplies x of shape (N, ...).
+
+    A 0-d one stays on its device: from the CPU it multiplies a tensor on a GPU as a number, without a transfer.
+    """
+    if coefficient.ndim == 0:
+        return coefficient.to(x.dtype)
     return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -62,7 +67,9 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: (N, *shape). t: 0-d or (N,). labels: (N,) int64, `classes` for none, or None for none at all."""
-        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        t = torch.as_tensor(t, dtype=torch.float64)
+        if t.ndim:
+            t = t.to(x.device)
         alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
         if self.prediction != EDM:
             return PREDICTIONS[self.prediction](self.evaluate(x, t, labels), x, alpha, sigma)
@@ -74,6 +81,8 @@ class Denoiser(nn.Module):
     def evaluate(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
         """The raw network output."""
         dtype = next(self.network.parameters()).dtype
+        if condition.ndim == 0:
+            condition = x.new_empty(len(x), dtype=dtype).fill_(condition)
         inputs = [x.to(dtype), condition.to(dtype).expand(len(x))]
         if self.classes is not None:
             inputs.append(x.new_full((len(x),), self.classes, dtype=torch.int64) if labels is None else labels)

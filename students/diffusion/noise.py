@@ -26,16 +26,13 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     """Four 32-bit words from a counter of four words and a key of two, all held in int64 tensors."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(_ROUNDS):
+    # What stands above the 32 bits of c1, c3 and the keys never reaches the 32 bits of a word, so it is cut off late.
+    for i in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
-    return [c0, c1, c2, c3]
+        c0 = ((p1 >> 32) ^ c1 ^ (k0 + i * _KEY_STEPS[0])) & _MASK
+        c2 = ((p0 >> 32) ^ c3 ^ (k1 + i * _KEY_STEPS[1])) & _MASK
+        c1, c3 = p1, p0
+    return [c0, c1 & _MASK, c2, c3 & _MASK]
 
 
 def uniforms(seeds: Tensor, draws: Tensor, n: int, stream: int) -> Tensor:
