@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -28,14 +30,16 @@ def save_checkpoint(state: Path, config: dict | None, tensors: dict[str, Tensor]
     """
     name = f"step-{progress['step']:08d}"
     part = state / f".{name}.{os.getpid()}.part"
+    _remove_unfinished(state)
     try:
         part.mkdir(parents=True)
+        pieces, split = _pieces(tensors)
         hashes = {}
-        for index, group in enumerate(_groups(tensors)):
-            content = save({key: tensors[key].detach().cpu().contiguous().clone() for key in group})
+        for index, group in enumerate(_groups(pieces)):
+            content = save({key: pieces[key].detach().cpu().contiguous().clone() for key in group})
             hashes[f"part-{index:03d}.safetensors"] = hashlib.sha256(content).hexdigest()
             _write(part / f"part-{index:03d}.safetensors", content)
-        manifest = {"config": config, "progress": progress, "sha256": hashes}
+        manifest = {"config": config, "progress": progress, "split": split, "sha256": hashes}
         _write(part / MANIFEST, json.dumps(manifest, indent=1).encode())
         if (state / name).exists():
             shutil.rmtree(state / name)
@@ -48,6 +52,16 @@ def save_checkpoint(state: Path, config: dict | None, tensors: dict[str, Tensor]
         ) from error
     for older in _checkpoints(state)[:-1]:
         shutil.rmtree(older, ignore_errors=True)
+
+
+def check_folder(state: Path) -> None:
+    """Make the folder if it is missing; raises FewstepError if nothing can be written in it."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state):
+            pass
+    except OSError as error:
+        raise FewstepError(f"cannot write checkpoints in {state} ({error.strerror}): give another folder") from error
 
 
 def load_checkpoint(state: Path, config: dict | None) -> tuple[dict[str, Tensor], dict] | None:
@@ -79,6 +93,8 @@ def load_checkpoint(state: Path, config: dict | None) -> tuple[dict[str, Tensor]
         if hashlib.sha256(content).hexdigest() != expected:
             raise WeightsError(f"checkpoint {folder} is cut short or altered ({name}): {again}")
         tensors |= load(content)
+    for name, (count, shape) in manifest.get("split", {}).items():
+        tensors[name] = torch.cat([tensors.pop(_piece(name, i)) for i in range(count)]).reshape(shape)
     return tensors, progress
 
 
@@ -86,6 +102,7 @@ def remove_checkpoints(state: Path) -> None:
     """Remove what `save_checkpoint` wrote, and the folder if nothing else is in it."""
     for folder in _checkpoints(state):
         shutil.rmtree(folder)
+    _remove_unfinished(state)
     if state.is_dir() and not any(state.iterdir()):
         state.rmdir()
 
@@ -94,8 +111,31 @@ def _checkpoints(state: Path) -> list[Path]:
     return sorted(state.glob("step-*"))
 
 
+def _remove_unfinished(state: Path) -> None:
+    """Remove what runs that were killed while writing have left."""
+    for part in state.glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _pieces(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[int, list[int]]]]:
+    """The tensors, those too large for a file cut into flat pieces, and of these the number of pieces and the shape."""
+    pieces, split = {}, {}
+    for name, tensor in tensors.items():
+        if tensor.nbytes <= PART_BYTES:
+            pieces[name] = tensor
+            continue
+        cut = tensor.flatten().split(PART_BYTES // tensor.element_size())
+        pieces |= {_piece(name, i): piece for i, piece in enumerate(cut)}
+        split[name] = len(cut), list(tensor.shape)
+    return pieces, split
+
+
+def _piece(name: str, index: int) -> str:
+    return f"{name}|{index}"
+
+
 def _groups(tensors: dict[str, Tensor]) -> list[list[str]]:
-    """Names in order, cut where a file would grow too large; a tensor larger than that has a file of its own."""
+    """Names in order, cut where a file would grow too large."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():

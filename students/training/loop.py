@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from students.errors import FewstepError
-from students.training.checkpoint import load_checkpoint, save_checkpoint
+from students.training.checkpoint import check_folder, load_checkpoint, save_checkpoint
 
 LOG_EVERY = 50
 CURVE_POINTS = 100
@@ -81,8 +81,8 @@ def train(
 
     Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, images_per_second,
     final_loss (mean of the last hundred), loss_curve (pairs of step and mean loss). Raises FewstepError, with
-    the step, when the loss is no longer finite (the last checkpoint stays), for a checkpoint of another
-    configuration, and what `save_checkpoint` raises.
+    the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a checkpoint of
+    another configuration, for a folder that cannot be written, and what `save_checkpoint` raises.
     """
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(
@@ -91,13 +91,15 @@ def train(
     ema = EMA(model, ema_decay)
     losses = torch.zeros(steps)
     first, before = 0, 0.0
-    if state is not None and (found := load_checkpoint(state, config)) is not None:
-        tensors, progress = found
-        first, before = progress["step"], progress["seconds"]
-        losses[:first] = tensors.pop("losses")
-        _restore(tensors, model, ema, optimiser, first)
+    if state is not None:
+        check_folder(state)
+        if (found := load_checkpoint(state, config)) is not None:
+            tensors, progress = found
+            first, before = progress["step"], progress["seconds"]
+            losses[:first] = tensors.pop("losses")
+            _restore(tensors, model, ema, optimiser, first)
     generator = torch.Generator(device)
-    pending: list[Tensor] = []  # losses that may not have been computed yet
+    pending: list[Tensor] = []  # losses that may not have been computed yet; where a gradient is not finite, its norm
     start = saved = time.monotonic()
 
     def seconds() -> float:
@@ -110,7 +112,7 @@ def train(
         if not (finite := losses[since:step].isfinite()).all():
             at = since + int(finite.logical_not().nonzero()[0])
             raise FewstepError(
-                f"the loss became {losses[at].item()} at step {at}: lower the learning rate"
+                f"the loss or its gradient became {losses[at].item()} at step {at}: lower the learning rate"
                 + ("" if state is None else f"; {state} keeps the last good checkpoint, if there was one")
             )
 
@@ -130,10 +132,10 @@ def train(
                 value = loss(generator)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
             ema.update(model)
-            pending.append(value.detach())
+            pending.append(torch.where(norm.isfinite(), value.detach(), norm))
             step += 1
             bar.update()
             now = time.monotonic()
@@ -181,8 +183,12 @@ def _restore(tensors: dict[str, Tensor], model: nn.Module, ema: EMA, optimiser: 
     model.load_state_dict(part("model."))
     ema.module.load_state_dict(part("ema."))
     ema.updates = step
+    parameters = list(model.parameters())
     moments: dict[int, dict] = {}
     for name, tensor in part("optimiser.").items():
         index, _, moment = name.partition(".")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter).copy_(tensor)  # in the parameter's memory format, as a fused step asks
         moments.setdefault(int(index), {})[moment] = tensor
     optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
