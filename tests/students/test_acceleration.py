@@ -152,7 +152,7 @@ def test_a_call_that_is_wrong_raises_what_the_function_raises(quick, capsys):
 
 def small_denoiser(classes=3):
     torch.manual_seed(0)
-    network = UNet((1, 8, 8), channels=(8,), patch=2, attention=True, classes=classes)
+    network = UNet((1, 8, 8), channels=(16,), patch=2, attention=True, classes=classes)
     return Denoiser(network, VPLinear(), "edm", (1, 8, 8), classes).eval().requires_grad_(False)
 
 
