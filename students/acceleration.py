@@ -36,12 +36,12 @@ def accelerate(denoiser):
 
 
 class QuickForward:
-    """A function of tensors, compiled, and recorded for shapes that come again.
+    """A function of tensors which in inference mode runs compiled, and recorded for shapes that come again.
 
     forward: the function, which must depend on nothing but its inputs and the values of the network's weights.
     compile: forward -> a quicker forward. record: (forward, inputs) -> a function of inputs of the same shapes.
-    Where compiling or recording fails, a note says so once and the slower way is taken. While gradients are
-    recorded, `forward` itself runs.
+    Where compiling or recording fails, a note says so once and the slower way is taken. Outside of inference mode,
+    as in training, `forward` itself runs.
     """
 
     def __init__(self, forward: Callable[..., Tensor], compile=torch.compile, record=None):
@@ -52,32 +52,37 @@ class QuickForward:
         self._calls = Counter()
         self._recordings: dict[tuple, Callable[..., Tensor]] = {}
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return self.forward(*inputs)
-        # a recording holds tensors of one mode: those of inference mode cannot be written outside of it
-        key = (torch.is_inference_mode_enabled(), *((x.shape, x.dtype) for x in inputs))
-        if key in self._recordings:
-            return self._recordings[key](*inputs)
-        self._calls[key] += 1
-        if self.record and self._calls[key] > CALLS_BEFORE_RECORDING and len(self._recordings) < MAX_RECORDINGS:
+    def __call__(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        if not torch.is_inference_mode_enabled():
+            return self.forward(*inputs, **named)
+        tensors = (*inputs, *named.values())
+        key = (*named, *((x.shape, x.dtype) for x in tensors))
+        if key not in self._recordings:
+            self._calls[key] += 1
+            seldom = self._calls[key] <= CALLS_BEFORE_RECORDING
+            if seldom or self.record is None or len(self._recordings) == MAX_RECORDINGS:
+                return self._run(*inputs, **named)
+
+            def run(*tensors: Tensor) -> Tensor:
+                return self._run(*tensors[: len(inputs)], **dict(zip(named, tensors[len(inputs) :], strict=True)))
+
             try:
-                self._recordings[key] = self.record(self._compiled, inputs)
-                return self._recordings[key](*inputs)
+                self._recordings[key] = self.record(run, tensors)
             except Exception as error:
                 self.record = None
                 _note("recording its calls", error)
-        return self._run(*inputs)
+                return self._run(*inputs, **named)
+        return self._recordings[key](*tensors)
 
-    def _run(self, *inputs: Tensor) -> Tensor:
+    def _run(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         if self._compiled is self.forward:
-            return self.forward(*inputs)
+            return self.forward(*inputs, **named)
         try:
-            return self._compiled(*inputs)
+            return self._compiled(*inputs, **named)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            result = self.forward(*inputs)  # raises what is wrong with the call itself
+            result = self.forward(*inputs, **named)  # raises what is wrong with the call itself
             self._compiled = self.forward
             _note("compiling it", error)
             return result

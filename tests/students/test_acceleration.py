@@ -24,9 +24,9 @@ class Log:
         self.ways = []
 
     def way(self, name, forward):
-        def call(*inputs):
+        def call(*inputs, **named):
             self.ways.append(name)
-            return forward(*inputs)
+            return forward(*inputs, **named)
 
         return call
 
@@ -41,8 +41,7 @@ class Log:
         def replay(*inputs):
             assert [x.shape for x in inputs] == shapes
             self.ways.append("replayed")
-            with torch.no_grad():
-                return double(*inputs)
+            return double(*inputs)
 
         return replay
 
@@ -72,17 +71,21 @@ def test_shapes_that_come_again_are_recorded_each_for_itself(quick, log):
     assert log.ways == [*["compiled"] * 3, "record", "replayed", "replayed", "compiled", "record", *["replayed"] * 2]
 
 
-def test_a_recording_is_of_one_mode_and_one_dtype(quick, log):
+def test_a_recording_is_of_one_dtype_and_of_named_inputs(log):
+    def forward(x, condition, labels=None):
+        return double(x, condition) if labels is None else x + labels[:, None]
+
+    quick = QuickForward(forward, log.compile, lambda run, inputs: log.way("replayed", run))
+    x, condition = inputs(2)
     with torch.inference_mode():
         for _ in range(3):
-            quick(*inputs(2))
-    log.ways.clear()
-    with torch.no_grad():
-        quick(*inputs(2))
-    with torch.inference_mode():
-        quick(*(x.double() for x in inputs(2)))
-        quick(*inputs(2))
-    assert log.ways == ["compiled", "compiled", "replayed"]
+            assert quick(x, condition).equal(double(x, condition))
+        for _ in range(3):
+            assert quick(x, condition, labels=condition).equal(x + condition[:, None])
+        quick(x.double(), condition)
+        assert quick(x, condition).equal(double(x, condition))
+    once_more = ["compiled", "compiled", "replayed", "compiled"]  # what is replayed here is the compiled function
+    assert log.ways == [*once_more, *once_more, "compiled", "replayed", "compiled"]
 
 
 def test_recordings_are_limited(quick, log, monkeypatch):
@@ -95,10 +98,13 @@ def test_recordings_are_limited(quick, log, monkeypatch):
     assert log.ways[-4:] == ["compiled"] * 4
 
 
-def test_gradients_pass(quick, log):
+def test_outside_of_inference_mode_the_plain_function_runs(quick, log):
     x = torch.ones(2, 3, requires_grad=True)
     quick(x, torch.zeros(2)).sum().backward()
     assert x.grad.equal(torch.full((2, 3), 2.0))
+    with torch.no_grad():
+        for _ in range(4):
+            quick(x, torch.zeros(2))
     assert log.ways == []
 
 
