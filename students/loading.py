@@ -6,6 +6,7 @@ import torch
 
 from students.base import SolverStudent, Student
 from students.errors import FewstepError
+from students.pretrained import FewStepStudent, load_model
 from students.registry import Spec, import_object, parse
 from students.solvers.adaptive import BudgetStudent
 from students.teachers import load_teacher
@@ -13,14 +14,16 @@ from students.teachers import load_teacher
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_STEPS = 1000
 SOLVER_ARGUMENTS = ["denoise", "x", "times"]
+DEFAULT_GRID = "log_snr"
 GRID_OPTIONS = ("rho", "t_max", "t_min")
 
 
 def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "float32", **options) -> Student:
     """A student by spec (see students/registry.py).
 
-    task: the name of a teacher, `package.module:attribute` of one, or a denoiser object.
-    grid: the time grid of a solver, unless the spec names one; by default the teacher's.
+    task: the name of a teacher, `package.module:attribute` of one, or a denoiser object; a spec that names a checkpoint
+    samples from that instead.
+    grid: the time grid of a solver, unless the spec names one, or a checkpoint; by default the teacher's.
     dtype: of the teacher's network. Other options go to the solver or factory; a factory is given `denoiser` and
     `device` if it takes arguments of these names. Raises FewstepError for unknown names and options.
     """
@@ -29,7 +32,10 @@ def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "flo
     found = import_object(parsed.target)
     if not callable(found):
         return _checked(found, spec)
-    denoiser = load_teacher(task, device=device, dtype=DTYPES[dtype]) if isinstance(task, str) else task
+    if parsed.model:
+        denoiser, grid = load_model(parsed.model, device, DTYPES[dtype]), None
+    else:
+        denoiser = load_teacher(task, device=device, dtype=DTYPES[dtype]) if isinstance(task, str) else task
     if is_solver(found):
         return _solver_student(found, parsed, denoiser, grid, device, options)
     takes = inspect.signature(found).parameters
@@ -49,8 +55,10 @@ def _solver_student(solver, parsed: Spec, denoiser, grid, device, options: dict)
     known = [*takes, "grid", *GRID_OPTIONS]
     if bad := [key for key in options if key not in known]:
         raise FewstepError(f"{parsed.name!r} takes no option {bad[0]!r}: it takes {', '.join(known)}")
+    if (levels := getattr(denoiser, "levels", None)) and not options.keys() & {"grid", *GRID_OPTIONS}:
+        return FewStepStudent(denoiser, solver, levels, name=parsed.name, device=device, **options)
     arguments = {
-        "grid": options.pop("grid", grid) or getattr(denoiser, "grid", "log_snr"),
+        "grid": options.pop("grid", grid) or getattr(denoiser, "grid", None) or DEFAULT_GRID,
         "grid_options": {key: options.pop(key) for key in GRID_OPTIONS if key in options},
         "name": parsed.name,
         "device": device,

@@ -6,13 +6,22 @@ A student is written as a *spec*:
     dpm_solver_pp:order=3,grid=uniform      with options
     diffusers:HeunDiscreteScheduler         a scheduler of diffusers
     package.module:attribute                one's own: a Student, a factory, or a solver function
+    edm:uncond-vp                           a public checkpoint (students/cards), with its own solver
+    edm:uncond-vp:dpm_solver_pp:order=3     with another, which may be any of the specs above
+    sid:uncond                              a distilled one, which says itself how it samples
+    file:PATH:heun                          a checkpoint of one's own: a converted file, an EDM pickle, or a folder of
+                                            diffusers; `file:PATH:consistency` if it is a consistency model
 
-or as a name that an installed package registers under the entry-point group `fewstep.students`.
+or as a name that an installed package registers under the entry-point group `fewstep.students`. What comes first wins:
+a name of STUDENTS, a family of cards or `file`, a registered name, a module. So a module of one's own that is called
+like a family (`edm`) is not found as `edm:attribute`.
 """
 
+import difflib
 import importlib
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -56,30 +65,36 @@ STUDENTS = {
     "ipndm_v": Entry("students.solvers.pndm:ipndm_v", "iPNDM with variable-step coefficients"),
     "rk45": Entry("students.solvers.adaptive:rk45", "Dormand-Prince; steps = NFE budget"),
 }
+# How a model samples that is no denoiser of a diffusion: a name only after a model.
+CONSISTENCY = "consistency"
+SAMPLERS = {
+    CONSISTENCY: Entry("students.solvers.consistency:consistency", "multistep consistency sampling [2303.01469]")
+}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed spec. `name` is what tables show; `target` the object behind it; `entry` its registry line, if any."""
+    """A parsed spec. `name` is what tables show; `target` the object behind it; `entry` its registry line, if any.
+
+    model: the checkpoint it samples from, `family:name` or `file:PATH`, instead of the task's teacher.
+    """
 
     name: str
     target: str
     options: dict
     entry: Entry | None = None
+    model: str | None = None
 
 
 def parse(text: str) -> Spec:
     """Read a spec; raises FewstepError for an unknown name (with the nearest one) or an option without a value."""
-    import yaml
+    from students.cards import FILE, families
 
     head, *rest = text.split(":")
+    if head not in STUDENTS and head in (FILE, *families()):
+        return _parse_model(text, head, *(rest or [""]))
     argument = ":".join(part for part in rest if "=" not in part)
-    options = {}
-    for assignment in (a for part in rest if "=" in part for a in part.split(",")):
-        key, _, value = assignment.partition("=")
-        if not key.isidentifier() or not value:
-            raise FewstepError(f"cannot read {assignment!r} in {text!r}: options are written name:key=value,key=value")
-        options[key] = yaml.safe_load(value)
+    options = _options(rest, text)
     if head in STUDENTS and not argument:
         entry = STUDENTS[head]
         return Spec(text, entry.target, entry.options | options, entry)
@@ -90,7 +105,43 @@ def parse(text: str) -> Spec:
             return Spec(text, point.value, options)
     if argument:
         return Spec(text, f"{head}:{argument}", options)
-    raise unknown("student", head, [*STUDENTS, "diffusers:<SchedulerClass>", "package.module:attribute"])
+    forms = ["diffusers:<SchedulerClass>", "package.module:attribute", "<family>:<checkpoint>", "file:<path>:<solver>"]
+    raise unknown("student", head, [*STUDENTS, *forms])
+
+
+def _parse_model(text: str, family: str, name: str, *rest: str) -> Spec:
+    """Of `family:name[:solver][:options]`."""
+    from students.cards import FILE, load_card
+
+    model = f"{family}:{name}"
+    card = None if family == FILE else load_card(model)
+    own = card and (card.solver or CONSISTENCY)
+    solver, *options = rest if rest and "=" not in rest[0] else (own, *rest)
+    if solver is None:
+        raise FewstepError(f"{text!r} names no solver: write {model}:heun, or {model}:{CONSISTENCY}")
+    if card and card.levels and (solver != own or (options and card.kind == "generator")):
+        raise FewstepError(f"{model} is a {card.kind}, which samples by itself: write {model}, without a solver")
+    if solver in SAMPLERS:
+        inner = Spec(text, SAMPLERS[solver].target, _options(options, text), SAMPLERS[solver])
+    else:
+        inner = parse(":".join([solver, *options]))
+    if inner.model:
+        raise FewstepError(f"{text!r} names two models: a solver follows the first")
+    own_options = card.options or {} if solver == own else {}
+    return replace(inner, name=text, options=own_options | inner.options, model=model)
+
+
+def _options(parts: Iterable[str], text: str) -> dict:
+    """Of the parts of a spec that hold `key=value,key=value`."""
+    import yaml
+
+    options = {}
+    for assignment in (a for part in parts if "=" in part for a in part.split(",")):
+        key, _, value = assignment.partition("=")
+        if not key.isidentifier() or not value:
+            raise FewstepError(f"cannot read {assignment!r} in {text!r}: options are written name:key=value,key=value")
+        options[key] = yaml.safe_load(value)
+    return options
 
 
 def import_object(target: str):
@@ -105,9 +156,13 @@ def import_object(target: str):
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
+            from students.cards import families
+
+            close = difflib.get_close_matches(module_name, [*STUDENTS, *families()], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise FewstepError(
                 f"cannot import {module_name!r} of {target!r}: no module {error.name!r} in the current folder "
-                "or among the installed packages"
+                f"or among the installed packages{hint}"
             ) from error
         raise
     try:

@@ -10,7 +10,7 @@ import torch
 import students
 from students.base import SolverStudent, Student
 from students.errors import FewstepError
-from students.registry import STUDENTS, parse
+from students.registry import STUDENTS, import_object, parse
 from students.solvers.euler import ddim
 
 
@@ -89,6 +89,60 @@ def test_entry_points(monkeypatch, third_party, mixture):
     monkeypatch.setattr("students.registry.entry_points", lambda group: [point])
     assert parse("mine").target == "third_party:factory"
     assert students.load("mine", task=mixture).scale == 1.0
+
+
+@pytest.mark.parametrize(
+    "spec, model, target, options",
+    [
+        ("edm:uncond-vp", "edm:uncond-vp", "euler:heun", {}),
+        ("edm:uncond-vp:ddim", "edm:uncond-vp", "euler:ddim", {}),
+        ("edm:uncond-vp:eta=1", "edm:uncond-vp", "euler:heun", {"eta": 1}),
+        ("edm:cond-vp:dpm_solver_pp:order=3,grid=log_snr", "edm:cond-vp", None, {"order": 3, "grid": "log_snr"}),
+        ("edm:cond-vp:dpm_solver_pp_3m", "edm:cond-vp", None, {"order": 3}),
+        ("edm:cond-vp:diffusers:EDMEulerScheduler", "edm:cond-vp", None, {"scheduler": "EDMEulerScheduler"}),
+        ("sid:uncond", "sid:uncond", "consistency:consistency", {}),
+        ("consistency:imagenet64-ct", "consistency:imagenet64-ct", "consistency:consistency", {"clip": True}),
+        ("consistency:imagenet64-ct:clip=false", "consistency:imagenet64-ct", None, {"clip": False}),
+        ("file:a/b=c.safetensors:unipc:order=2", "file:a/b=c.safetensors", "unipc:unipc", {"order": 2}),
+        ("file:folder:consistency:clip=true", "file:folder", "consistency:consistency", {"clip": True}),
+    ],
+)
+def test_a_spec_may_name_a_checkpoint(spec, model, target, options):
+    parsed = parse(spec)
+    assert (parsed.name, parsed.model, parsed.options) == (spec, model, options)
+    assert target is None or parsed.target == f"students.solvers.{target}"
+
+
+def test_a_family_wins_over_a_module_and_a_name_over_both(monkeypatch):
+    for name in ("edm", "ddim"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert parse("edm:uncond-vp").model == "edm:uncond-vp"
+    assert parse("ddim:eta=1").target == "students.solvers.euler:ddim" and parse("ddim").model is None
+    assert parse("edm:uncond-vp:edm_solvers:mine").target == "edm_solvers:mine"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("edm:uncond-pv", "did you mean 'uncond-vp'"),
+        ("edm", "unknown checkpoint of 'edm'"),
+        ("edn:uncond-vp:heun", "cannot import 'edn'.*did you mean 'edm'"),
+        ("edm:uncond-vp:heunn", "did you mean 'heun'"),
+        ("edm:uncond-vp:heun:order", "cannot import 'heun'"),
+        ("edm:uncond-vp:heun:order=", "options are written"),
+        ("edm:uncond-vp:sid:uncond", "names two models"),
+        ("sid:uncond:heun", "sid:uncond is a generator, which samples by itself"),
+        ("sid:uncond:clip=true", "samples by itself"),
+        ("consistency:imagenet64-ct:heun", "samples by itself"),
+        ("file:model.safetensors", "names no solver"),
+        ("file:model.safetensors:order=3", "names no solver"),
+        ("file", "names no solver"),
+    ],
+)
+def test_mistakes_in_specs_of_checkpoints(spec, message):
+    with pytest.raises(FewstepError, match=message) as caught:
+        import_object(parse(spec).target)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("command", ["import students", "import students.registry", "import bench.cli, bench.plan"])

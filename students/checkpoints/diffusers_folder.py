@@ -1,0 +1,206 @@
+"""Folders of diffusers: a `UNet2DModel` and the configuration of a scheduler, as `save_pretrained` writes them.
+
+    config.json, diffusion_pytorch_model.safetensors (or .bin), scheduler_config.json
+    unet/config.json, unet/diffusion_pytorch_model..., scheduler/scheduler_config.json        of a pipeline
+
+A scheduler with betas makes a denoiser on discrete times; `CMStochasticIterativeScheduler` a consistency function.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from students.diffusion.denoiser import Denoiser, expand
+from students.diffusion.schedules import VE, Schedule
+from students.errors import FewstepError, WeightsError, unknown
+
+CONSISTENCY_SCHEDULER = "CMStochasticIterativeScheduler"
+PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+TINY = 1e-44  # added to sigma under the logarithm by diffusers and OpenAI
+
+
+@dataclass(frozen=True)
+class DiscreteVP(Schedule):
+    """Variance preserving at n discrete times t_i = i / n, i = 0 ... n, and between them with log alpha linear in t.
+
+    alphas_cumprod: prod_{j <= i} (1 - beta_j), i = 1 ... n, which is alpha(t_i)^2; alpha(0) is 1. Timestep i of
+    diffusers, counted from 0, is t_{i + 1} (DPM-Solver [2206.00927], App. D.4, Type-1). A network has seen
+    t_1 ... t_n, so sampling ends at t_1 and not at 0.
+    """
+
+    t_min: float
+    t_max: float
+    alphas_cumprod: tuple[float, ...]
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> "DiscreteVP":
+        alphas_cumprod = torch.cumprod(1 - betas.double(), dim=0)
+        return cls(1 / len(betas), 1.0, tuple(alphas_cumprod.tolist()))
+
+    @cached_property
+    def _knots(self) -> tuple[Tensor, Tensor]:
+        """-log alpha, increasing, and the times at which it is known."""
+        minus_log_alpha = -torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64).log() / 2
+        return minus_log_alpha, torch.linspace(0, 1, len(minus_log_alpha), dtype=torch.float64)
+
+    def log_alpha(self, t) -> Tensor:
+        minus_log_alpha, times = self._knots
+        return -_interpolate(torch.as_tensor(t, dtype=torch.float64), times, minus_log_alpha)
+
+    def alpha(self, t) -> Tensor:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def time(self, lam) -> Tensor:
+        minus_log_alpha = torch.nn.functional.softplus(-2 * torch.as_tensor(lam, dtype=torch.float64)) / 2
+        return _interpolate(minus_log_alpha, *self._knots)
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """The line through the points (xs, ys), xs increasing, continued beyond both ends."""
+    xs, ys = xs.to(x.device), ys.to(x.device)
+    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+    weight = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+    return torch.lerp(ys[right - 1], ys[right], weight)
+
+
+class UNetDenoiser(Denoiser):
+    """A `UNet2DModel` on the discrete times of its betas. Its condition is the timestep, in single precision always."""
+
+    def __init__(self, unet, schedule: Schedule, prediction: str, classes: int | None):
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        super().__init__(unet, schedule, prediction, (unet.config.in_channels, height, width), classes)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What the network calls the time t."""
+        return t * len(self.schedule.alphas_cumprod) - 1
+
+    def evaluate(
+        self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
+    ) -> Tensor:
+        if numbers is not None:
+            raise FewstepError("a UNet2DModel takes no inputs beside time and class: build students.networks.unet.UNet")
+        timestep = self.timestep(condition)
+        if timestep.ndim == 0:
+            timestep = x.new_empty(len(x), dtype=torch.float32).fill_(timestep)
+        if labels is None and self.classes is not None:
+            if self.network.config.num_class_embeds == self.classes:
+                raise FewstepError("this class-conditional network knows no 'no class': give labels")
+            labels = x.new_full((len(x),), self.classes, dtype=torch.int64)
+        return self.network(x.to(self.network.dtype), timestep.float(), labels).sample.to(x.dtype)
+
+
+class ConsistencyFunction(UNetDenoiser):
+    """A `UNet2DModel` that carries a state to sigma_min along its trajectory (Song et al. [2303.01469], App. C).
+
+    f(x, sigma) = c_skip x + c_out F(x / sqrt(sigma^2 + d^2), 250 log sigma), d = sigma_data, with
+    c_skip = d^2 / ((sigma - sigma_min)^2 + d^2) and c_out = d (sigma - sigma_min) / sqrt(sigma^2 + d^2).
+    clip: f is limited to [-1, 1].
+    """
+
+    def __init__(self, unet, schedule: VE, classes: int | None, sigma_data: float, clip: bool):
+        super().__init__(unet, schedule, "x0", classes)
+        self.sigma_data = sigma_data
+        self.clip = clip
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return 250 * (t + TINY).log()
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        t = torch.as_tensor(t, dtype=torch.float64)
+        sigma, above = expand(t, x), expand(t - self.schedule.t_min, x)
+        norm = (sigma**2 + self.sigma_data**2).sqrt()
+        f = self.evaluate(x / norm, t.to(x.device) if t.ndim else t, labels)
+        x0 = self.sigma_data**2 / (above**2 + self.sigma_data**2) * x + above * self.sigma_data / norm * f
+        return x0.clamp(-1, 1) if self.clip else x0
+
+
+def load_diffusers_folder(path: Path, classes: int | None = None) -> UNetDenoiser:
+    """The denoiser, or consistency function, of a folder.
+
+    classes: how many the model is expected to have; a last class embedding beyond them stands for "no class".
+    Raises WeightsError for a file that is missing or cut short, or weights that do not fit the configuration, and
+    FewstepError for a network, scheduler or number of classes that cannot be taken.
+    """
+    path = Path(path)
+    parts = path if (path / "config.json").is_file() else path / "unet"
+    unet = _load_unet(parts)
+    where = next(
+        (f for f in (path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json") if f.is_file()), None
+    )
+    if where is None:
+        raise WeightsError(
+            f"{path} holds no scheduler_config.json, which says what the times mean: get the whole folder"
+        )
+    scheduler = _read_json(where)
+    known = unet.config.num_class_embeds
+    if classes is None:
+        classes = known
+    elif known is None or known - classes not in (0, 1):
+        raise FewstepError(f"{parts} has {known or 'no'} classes, not {classes}: take a checkpoint that matches")
+    if scheduler.get("_class_name") == CONSISTENCY_SCHEDULER:
+        schedule = VE(scheduler["sigma_min"], scheduler["sigma_max"])
+        clip = scheduler.get("clip_denoised", True)
+        return ConsistencyFunction(unet, schedule, classes, scheduler["sigma_data"], clip)
+    return UNetDenoiser(unet, *_of_betas(scheduler, where), classes)
+
+
+def _of_betas(config: dict, where: Path) -> tuple[DiscreteVP, str]:
+    """The schedule and the prediction of a scheduler that has betas."""
+    from diffusers import DDPMScheduler
+
+    if not {"beta_schedule", "trained_betas"} & config.keys():
+        raise FewstepError(
+            f"{where}: {config.get('_class_name')} has no betas: only {CONSISTENCY_SCHEDULER} can do without"
+        )
+    if config.get("rescale_betas_zero_snr"):
+        raise FewstepError(f"{where}: betas rescaled to zero signal are not supported; take the unscaled checkpoint")
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTION_TYPES:
+        raise FewstepError(f"{where}: {unknown('prediction type', prediction, PREDICTION_TYPES)}")
+    try:
+        betas = DDPMScheduler(**{key: config[key] for key in BETA_KEYS if key in config}).betas
+    except NotImplementedError as error:
+        raise FewstepError(f"{where}: unknown beta schedule {config.get('beta_schedule')!r}") from error
+    return DiscreteVP.from_betas(betas), PREDICTION_TYPES[prediction]
+
+
+def _load_unet(folder: Path):
+    from diffusers import UNet2DModel
+
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"no config.json in {folder.parent} or {folder}: name a folder that diffusers has saved")
+    config = _read_json(folder / "config.json")
+    if config.get("_class_name") != "UNet2DModel":
+        raise FewstepError(f"{folder} holds a {config.get('_class_name')}: only UNet2DModel can be read")
+    if config.get("time_embedding_type", "positional") != "positional":
+        raise FewstepError(f"{folder}: a network with {config['time_embedding_type']} time embedding cannot be read")
+    if config.get("out_channels", 3) != config.get("in_channels", 3) or config.get("sample_size") is None:
+        raise FewstepError(f"{folder}: the network must name its sample_size and return as many channels as it takes")
+    if config.get("class_embed_type") is not None:
+        raise FewstepError(f"{folder}: class embeddings of type {config['class_embed_type']!r} cannot be read")
+    try:
+        unet, report = UNet2DModel.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # diffusers raises many kinds, all about the same file
+        raise WeightsError(f"cannot read the weights in {folder}: {' '.join(str(error).split())}") from error
+    for key, problem in (("missing_keys", "lack"), ("unexpected_keys", "hold, beside the network's own,")):
+        if names := sorted(report[key]):
+            raise WeightsError(f"weights in {folder} {problem} {names[0]!r}: get the config.json they belong to")
+    return unet.eval().requires_grad_(False)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise WeightsError(f"{path} is no JSON ({error}): get the file again") from error

@@ -1,0 +1,93 @@
+"""Checkpoints of other projects as denoisers: `load_model("edm:uncond-vp")`, `load_model("file:my/folder")`.
+
+What is known of a public one is its card (students/cards); each format is read by one file of students/checkpoints.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from students.base import SolverStudent
+from students.cards import FILE, Card, checkpoint_files, load_card
+from students.diffusion.grids import make_grid
+from students.diffusion.schedules import VE
+from students.errors import FewstepError, WeightsError
+
+
+def load_model(model: str, device="cpu", dtype=torch.float32) -> nn.Module:
+    """The denoiser of a card, `family:name`, or of a checkpoint of one's own, `file:PATH`.
+
+    Its `grid` is the card's, its `levels` too for a model that is no teacher. `dtype` is the network's. Raises
+    MissingFile if a file is not there and cannot be downloaded, WeightsError if it is not what the card says.
+    """
+    family, _, name = model.partition(":")
+    paths = checkpoint_files(model)
+    denoiser = _read_own(Path(name).expanduser()) if family == FILE else _read_card(load_card(model), paths[0])
+    denoiser.network.to(dtype)
+    return denoiser.to(device).eval().requires_grad_(False)
+
+
+def _read_card(card: Card, path: Path) -> nn.Module:
+    denoiser = READERS[card.format](card, path)
+    made = tuple(denoiser.shape), denoiser.classes
+    if made != (card.shape, card.classes):
+        raise WeightsError(
+            f"{path} has (shape, classes) {made}, not {(card.shape, card.classes)}: it is not {card.spec}"
+        )
+    if card.sigma:
+        denoiser.schedule = VE(*card.sigma)
+    denoiser.grid, denoiser.levels = card.grid, card.levels
+    return denoiser
+
+
+def _read_own(path: Path) -> nn.Module:
+    reader = "diffusers" if path.is_dir() else SUFFIXES.get(path.suffix)
+    if reader is None:
+        raise FewstepError(f"{path} is no folder, {' or '.join(SUFFIXES)}: convert it (python -m students convert)")
+    return READERS[reader](None, path)
+
+
+def _read_edm_pickle(card: Card | None, path: Path) -> nn.Module:
+    from students.checkpoints.edm_pickle import build_denoiser, read_edm_pickle
+
+    return build_denoiser(read_edm_pickle(path))
+
+
+def _read_converted(card: Card | None, path: Path) -> nn.Module:
+    from students.checkpoints.convert import load_converted
+
+    return load_converted(path)
+
+
+def _read_diffusers(card: Card | None, path: Path) -> nn.Module:
+    from students.checkpoints.diffusers_folder import load_diffusers_folder
+
+    return load_diffusers_folder(card.folder, card.classes) if card else load_diffusers_folder(path)
+
+
+READERS = {"edm_pickle": _read_edm_pickle, "safetensors": _read_converted, "diffusers": _read_diffusers}
+SUFFIXES = {".safetensors": "safetensors", ".pkl": "edm_pickle"}
+
+
+class FewStepStudent(SolverStudent):
+    """A consistency model or one-step generator, sampled at the noise levels of its authors.
+
+    levels: steps -> noise levels (times of its VE schedule), the last one the data end; the keys are what it supports.
+    """
+
+    family = "distilled"
+
+    def __init__(self, denoiser, solver, levels: dict[int, list], **arguments):
+        steps = tuple(sorted(levels))
+        super().__init__(denoiser, solver, grid=levels[steps[0]], supported_steps=steps, **arguments)
+        self.levels = levels
+        self.options = {"levels": {str(n): levels[n] for n in steps}, **self.solver_options}
+
+    def check(self, n_steps, guidance=1.0):
+        super().check(n_steps, guidance)
+        if guidance != 1:
+            raise FewstepError(f"{self.name} was distilled without guidance: leave guidance at 1")
+
+    def times(self, n_steps: int):
+        return make_grid(self.levels[n_steps], self.denoiser.schedule, n_steps)
