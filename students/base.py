@@ -188,6 +188,11 @@ def setup():
         _in_setup.reset(token)
 
 
+def batch_rows(args: tuple, kwargs: dict) -> int:
+    """The rows of the batch that a network is called with: the length of the first tensor that has one."""
+    return len(next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim))
+
+
 @contextmanager
 def count_nfe(student):
     """Count what `student.sample` costs inside the block, by hooks on its networks.
@@ -210,11 +215,11 @@ def count_nfe(student):
 
     def enter(module, args, kwargs):
         if nfe._inside == 0:
-            batch = next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim)
+            rows = batch_rows(args, kwargs)
             if _in_setup.get():
-                nfe.setup_rows += len(batch)
+                nfe.setup_rows += rows
             else:
-                nfe.rows += len(batch)
+                nfe.rows += rows
         nfe._inside += 1
 
     def leave(module, args, output):

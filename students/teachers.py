@@ -88,7 +88,7 @@ def train_teacher(
     if torch.device(device).type == "cuda":
         denoiser.network.to(memory_format=torch.channels_last).compile()
 
-    def loss(generator):
+    def loss(generator, step):
         rows = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
         x0 = images[rows].float() / 127.5 - 1
         if recipe.flips:

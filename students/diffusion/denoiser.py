@@ -65,20 +65,25 @@ class Denoiser(nn.Module):
         self.classes = classes
         self.sigma_data = sigma_data
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x: (N, *shape). t: 0-d or (N,). labels: (N,) int64, `classes` for none, or None for none at all."""
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
+        """x: (N, *shape). t: 0-d or (N,). labels: (N,) int64, `classes` for none, or None for none at all.
+
+        numbers: (N, n) for networks that take some, such as a guidance scale or a second time.
+        """
         t = torch.as_tensor(t, dtype=torch.float64)
         if t.ndim:
             t = t.to(x.device)
         alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
         if self.prediction != EDM:
-            return PREDICTIONS[self.prediction](self.evaluate(x, t, labels), x, alpha, sigma)
+            return PREDICTIONS[self.prediction](self.evaluate(x, t, labels, numbers), x, alpha, sigma)
         y, sigma = x / alpha, sigma / alpha
         norm = (sigma**2 + self.sigma_data**2).sqrt()
-        f = self.evaluate(y / norm, -self.schedule.lam(t) / 4, labels)
+        f = self.evaluate(y / norm, -self.schedule.lam(t) / 4, labels, numbers)
         return self.sigma_data**2 / norm**2 * y + sigma * self.sigma_data / norm * f
 
-    def evaluate(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
+    def evaluate(
+        self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
+    ) -> Tensor:
         """The raw network output."""
         dtype = next(self.network.parameters()).dtype
         if condition.ndim == 0:
@@ -86,7 +91,9 @@ class Denoiser(nn.Module):
         inputs = [x.to(dtype), condition.to(dtype).expand(len(x))]
         if self.classes is not None:
             inputs.append(x.new_full((len(x),), self.classes, dtype=torch.int64) if labels is None else labels)
-        return self.network(*inputs).to(x.dtype)
+        if numbers is None:
+            return self.network(*inputs).to(x.dtype)
+        return self.network(*inputs, numbers=numbers.to(x)).to(x.dtype)
 
 
 def guided(denoise, labels: Tensor | None, scale: float):

@@ -7,13 +7,15 @@ resumed ends with the weights of an uninterrupted one, and a checkpoint needs no
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from students.base import batch_rows
 from students.errors import FewstepError
 from students.training.checkpoint import check_folder, load_checkpoint, save_checkpoint
 
@@ -55,7 +57,7 @@ def step_seed(seed: int, step: int) -> int:
 
 def train(
     model: nn.Module,
-    loss: Callable[[torch.Generator], Tensor],
+    loss: Callable[[torch.Generator, int], Tensor],
     *,
     steps: int,
     batch_size: int,
@@ -70,17 +72,22 @@ def train(
     config: dict | None = None,
     save_every: float = 300.0,
     time_limit: float = math.inf,
+    averages: dict[str, EMA] | None = None,
+    networks: dict[str, Sequence[nn.Module]] | None = None,
     title: str = "training",
 ) -> tuple[nn.Module, dict]:
-    """Minimise `loss(generator)`, the mean loss of a fresh batch, over the parameters of `model`.
+    """Minimise `loss(generator, step)`, the mean loss of a fresh batch, over the parameters of `model`.
 
     generator: on the model's device; what the batch draws, it draws from it (dropout uses the global one).
     dtype: bfloat16 runs the networks under autocast, float32 as they are.
     state: a folder for checkpoints, one every `save_every` seconds and one at the end. A checkpoint found there
         is continued, if it is of the same `config`. time_limit: seconds, after which this call stops.
+    averages: moving averages of `model` that the loss uses, updated after every step and stored with the rest.
+    networks: modules by role ("teacher", "student"), whose evaluations are counted, one for each row of a batch.
 
-    Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, images_per_second,
-    final_loss (mean of the last hundred), loss_curve (pairs of step and mean loss). Raises FewstepError, with
+    Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, images_per_second (without
+    the first steps of a call, which compile), evaluations by role, final_loss (mean of the last hundred), loss_curve
+    (pairs of step and mean loss). Raises FewstepError, with
     the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a checkpoint of
     another configuration, for a folder that cannot be written, and what `save_checkpoint` raises.
     """
@@ -88,7 +95,8 @@ def train(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type == "cuda"
     )
-    ema = EMA(model, ema_decay)
+    followers = {"ema": EMA(model, ema_decay), **(averages or {})}
+    rows = dict.fromkeys(networks or {}, 0)
     losses = torch.zeros(steps)
     first, before = 0, 0.0
     if state is not None:
@@ -96,14 +104,19 @@ def train(
         if (found := load_checkpoint(state, config)) is not None:
             tensors, progress = found
             first, before = progress["step"], progress["seconds"]
+            rows |= progress["evaluations"]
             losses[:first] = tensors.pop("losses")
-            _restore(tensors, model, ema, optimiser, first)
+            _restore(tensors, model, followers, optimiser, first)
     generator = torch.Generator(device)
     pending: list[Tensor] = []  # losses that may not have been computed yet; where a gradient is not finite, its norm
-    start = saved = time.monotonic()
+    start = saved = warm = time.monotonic()
+    warm_step = first
 
     def seconds() -> float:
         return before + time.monotonic() - start
+
+    def rate() -> float:
+        return (step - warm_step) * batch_size / max(time.monotonic() - warm, 1e-9)
 
     def collect() -> None:
         since = step - len(pending)
@@ -117,24 +130,28 @@ def train(
             )
 
     def checkpoint() -> None:
-        tensors = _state(model, ema, optimiser) | {"losses": losses[:step]}
-        save_checkpoint(state, config, tensors, {"step": step, "seconds": seconds()})
+        tensors = _state(model, followers, optimiser) | {"losses": losses[:step]}
+        save_checkpoint(state, config, tensors, {"step": step, "seconds": seconds(), "evaluations": rows})
 
     model.train()
     step = first
-    with tqdm(total=steps, initial=first, desc=title, unit="step", mininterval=1, dynamic_ncols=True) as bar:
+    with (
+        tqdm(total=steps, initial=first, desc=title, unit="step", mininterval=1, dynamic_ncols=True) as bar,
+        count_rows(networks or {}, rows),
+    ):
         while step < steps:
             torch.manual_seed(step_seed(seed, 2 * step))
             generator.manual_seed(step_seed(seed, 2 * step + 1))
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, lr, warmup)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                value = loss(generator)
+                value = loss(generator, step)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
-            ema.update(model)
+            for follower in followers.values():
+                follower.update(model)
             pending.append(torch.where(norm.isfinite(), value.detach(), norm))
             step += 1
             bar.update()
@@ -142,19 +159,21 @@ def train(
             stop = now - start > time_limit
             if step % LOG_EVERY == 0 or step == steps or stop:
                 collect()
-                rate = (step - first) * batch_size / (now - start)
-                bar.set_postfix_str(f"loss {losses[max(0, step - 100) : step].mean():.4f}, {rate:.0f} images/s")
+                if warm_step == first and not (stop or step == steps):
+                    warm, warm_step = now, step
+                bar.set_postfix_str(f"loss {losses[max(0, step - 100) : step].mean():.4f}, {rate():.0f} images/s")
                 if state is not None and (stop or step == steps or now - saved > save_every):
                     checkpoint()
                     saved = time.monotonic()
             if stop:
                 break
-    return ema.module, {
+    return followers["ema"].module, {
         "steps": step,
         "planned_steps": steps,
         "images_seen": step * batch_size,
         "seconds": round(seconds(), 1),
-        "images_per_second": round(step * batch_size / max(seconds(), 1e-9), 1),
+        "images_per_second": round(rate(), 1),
+        "evaluations": rows,
         "final_loss": losses[max(0, step - 100) : step].mean().item(),
         "loss_curve": _curve(losses[:step]),
     }
@@ -167,22 +186,53 @@ def _curve(losses: Tensor) -> list[tuple[int, float]]:
     return [(end, round(part.mean().item(), 5)) for end, part in zip(ends, parts, strict=True)]
 
 
-def _state(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+@contextmanager
+def count_rows(networks: dict[str, Sequence[nn.Module]], rows: dict[str, int]) -> Iterator[None]:
+    """Add to `rows[role]` the rows of every batch that goes through a network of that role."""
+
+    def counter(role):
+        def count(module, args, kwargs):
+            rows[role] += batch_rows(args, kwargs)
+
+        return count
+
+    hooks = [
+        network.register_forward_pre_hook(counter(role), with_kwargs=True)
+        for role, members in networks.items()
+        for network in members
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _state(model: nn.Module, followers: dict[str, EMA], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What a step changes, as named tensors."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in ema.module.state_dict().items()}
+    modules = {"model": model} | {name: follower.module for name, follower in followers.items()}
+    tensors = {
+        f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
+    }
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     return tensors
 
 
-def _restore(tensors: dict[str, Tensor], model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, step: int):
+def _restore(
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    followers: dict[str, EMA],
+    optimiser: torch.optim.Optimizer,
+    step: int,
+) -> None:
     def part(prefix):
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     model.load_state_dict(part("model."))
-    ema.module.load_state_dict(part("ema."))
-    ema.updates = step
+    for name, follower in followers.items():
+        follower.module.load_state_dict(part(f"{name}."))
+        follower.updates = step
     parameters = list(model.parameters())
     moments: dict[int, dict] = {}
     for name, tensor in part("optimiser.").items():
