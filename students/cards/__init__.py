@@ -19,6 +19,7 @@ FILE = "file"  # the family of checkpoints of one's own: file:PATH
 MODELS = "models"  # the folder of checkpoints below the data root
 KINDS = ("teacher", "consistency", "generator")
 FORMATS = ("edm_pickle", "edm_state_dict", "openai", "diffusers", "safetensors")
+NOT_READ_YET = ("edm_state_dict", "openai")  # formats that have cards, and no reader in students/pretrained.py
 WEIGHT_SUFFIXES = (".json", ".safetensors", ".bin")  # what a folder of diffusers is read from
 
 
@@ -77,7 +78,12 @@ class Card:
         ]
 
     def fetch(self) -> list[Path]:
-        """Its files, downloaded where they are missing and a network is there; raises MissingFile."""
+        """Its files, downloaded where they are missing and a network is there.
+
+        Raises MissingFile, and FewstepError before any download if nothing can read them.
+        """
+        if self.format in NOT_READ_YET:
+            raise FewstepError(f"{self.spec}: checkpoints of format {self.format!r} cannot be read yet; take another")
         return [file.fetch() for file in self.data_files()]
 
 
@@ -172,11 +178,14 @@ def weights_hash(model: str | None) -> str | None:
 
 
 def model_identity(model: str) -> dict:
-    """What a model's numbers depend on: its weights, and what its card says of how they are read and sampled."""
-    identity = {"model": model, "weights": weights_hash(model)}
+    """What a model's numbers depend on, as JSON: its weights, and what its card says of how they are sampled.
+
+    Not where a file of one's own lies.
+    """
+    identity = {"weights": weights_hash(model)}
     if not model.startswith(f"{FILE}:"):
         card = load_card(model)
-        identity |= {key: getattr(card, key) for key in ("kind", "format", "sigma", "grid", "levels", "network")}
+        identity |= {key: getattr(card, key) for key in ("kind", "format", "sigma", "grid", "network")}
         identity["levels"] = {str(steps): levels for steps, levels in (card.levels or {}).items()}
     return identity
 

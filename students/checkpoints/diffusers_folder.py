@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from students.diffusion.denoiser import Denoiser, expand
 from students.diffusion.schedules import VE, Schedule
@@ -71,13 +71,25 @@ def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     return torch.lerp(ys[right - 1], ys[right], weight)
 
 
+class _UNet(nn.Module):
+    """`UNet2DModel` as a function of tensors: (x, timestep) or (x, timestep, labels) -> the output."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.unet(*inputs, return_dict=False)[0]
+
+
 class UNetDenoiser(Denoiser):
     """A `UNet2DModel` on the discrete times of its betas. Its condition is the timestep, in single precision always."""
 
     def __init__(self, unet, schedule: Schedule, prediction: str, classes: int | None):
         size = unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        super().__init__(unet, schedule, prediction, (unet.config.in_channels, height, width), classes)
+        super().__init__(_UNet(unet), schedule, prediction, (unet.config.in_channels, height, width), classes)
+        self.has_no_class = unet.config.num_class_embeds != classes
 
     def timestep(self, t: Tensor) -> Tensor:
         """What the network calls the time t."""
@@ -91,11 +103,12 @@ class UNetDenoiser(Denoiser):
         timestep = self.timestep(condition)
         if timestep.ndim == 0:
             timestep = x.new_empty(len(x), dtype=torch.float32).fill_(timestep)
-        if labels is None and self.classes is not None:
-            if self.network.config.num_class_embeds == self.classes:
+        inputs = [x.to(self.network.unet.dtype), timestep.float()]
+        if self.classes is not None:
+            if labels is None and not self.has_no_class:
                 raise FewstepError("this class-conditional network knows no 'no class': give labels")
-            labels = x.new_full((len(x),), self.classes, dtype=torch.int64)
-        return self.network(x.to(self.network.dtype), timestep.float(), labels).sample.to(x.dtype)
+            inputs.append(x.new_full((len(x),), self.classes, dtype=torch.int64) if labels is None else labels)
+        return self.network(*inputs).to(x.dtype)
 
 
 class ConsistencyFunction(UNetDenoiser):

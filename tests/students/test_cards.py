@@ -16,7 +16,7 @@ from students.base import count_nfe
 from students.cards import all_cards, check_fits, load_card, make_card, model_identity, weights_hash
 from students.datafiles import MissingFile
 from students.errors import FewstepError, UnsupportedSteps, WeightsError
-from students.pretrained import FewStepStudent, load_model
+from students.pretrained import READERS, FewStepStudent, load_model
 from students.registry import STUDENTS, parse
 from tests.students.test_diffusers_folder import make_unet
 
@@ -87,6 +87,15 @@ def test_a_missing_file_says_what_to_download_and_where_to_put_it(tmp_path):
         assert url in str(caught.value) and str(place) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(MissingFile, match=r"see https://drive\.google\.com/.*get it and put it at"):
         load_model("ect:uncond")
+
+
+def test_every_format_has_a_reader_or_is_refused_before_a_download(monkeypatch):
+    assert READERS.keys() | set(cards.NOT_READ_YET) == set(cards.FORMATS)
+    assert not READERS.keys() & set(cards.NOT_READ_YET)
+    monkeypatch.setattr("students.datafiles.DataFile.fetch", lambda file: pytest.fail("asked for a file"))
+    for spec in ("dmd2:imagenet64", "consistency:imagenet64-ct"):
+        with pytest.raises(FewstepError, match="cannot be read yet"):
+            weights_hash(spec)
 
 
 @pytest.fixture
@@ -182,6 +191,8 @@ def test_weights_are_part_of_the_identity(tiny, tmp_path):
     after = model_identity("tiny:teacher")
     assert before["weights"] != after["weights"]
     assert before | {"weights": None} == after | {"weights": None}
+    moved = weights.parents[1].rename(tmp_path / "elsewhere")
+    assert model_identity(f"file:{moved}") == {"weights": after["weights"]}
     assert model_identity("tiny:consistent")["levels"]["2"] == [80.0, 1.5, 0.002]
 
 

@@ -139,7 +139,7 @@ def test_bfloat16_keeps_the_timestep(tmp_path):
     save_folder(tmp_path)
     denoiser = load_diffusers_folder(tmp_path)
     seen = []
-    denoiser.network.time_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].item()))
+    denoiser.network.unet.time_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].item()))
     denoiser.network.to(torch.bfloat16)
     for timestep in (998, 999):
         denoiser(torch.zeros(1, 3, 8, 8), torch.tensor((timestep + 1) / 1000, dtype=torch.float64))
@@ -157,7 +157,7 @@ def test_weights_in_bin_and_the_older_names_of_attention(tmp_path):
         state = {key.replace(f".{new}.", f".{old}."): value for key, value in state.items()}
     weights.unlink()
     torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
-    loaded = load_diffusers_folder(tmp_path).network.state_dict()
+    loaded = load_diffusers_folder(tmp_path).network.unet.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in unet.state_dict().items())
 
 
