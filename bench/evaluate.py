@@ -32,6 +32,7 @@ from students.diffusion.noise import SeedNoise
 from students.errors import FewstepError, UnsupportedSteps
 from students.loading import DTYPES
 from students.provenance import commit
+from students.registry import parse
 from students.teachers import load_teacher
 
 KEPT_SAMPLES = {"image": 16, "vector": 500}  # of each cell, for the sample grids
@@ -156,8 +157,19 @@ class Evaluator:
 
     def student(self, spec: str):
         if spec not in self._students:
-            self._students[spec] = load_student(spec, self.task, self.teacher, self.device, self.dtype)
+            own_model = parse(spec).model
+            teacher = None if own_model else self.teacher
+            self._students[spec] = load_student(spec, self.task, teacher, self.device, self.dtype)
+            if own_model:
+                self._check_fits(spec)
         return self._students[spec]
+
+    def _check_fits(self, spec: str) -> None:
+        student = self._students[spec]
+        made = tuple(student.shape), getattr(student, "classes", None)
+        if made != (self.task.shape, self.task.classes):
+            asked = self.task.shape, self.task.classes
+            raise FewstepError(f"{spec} has (shape, classes) {made}, the task asks for {asked}: take another task")
 
     def prepare(self, specs: Iterable[str]) -> None:
         """Load students, data and extractor, so that what is wrong with them shows before the first cell."""

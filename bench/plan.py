@@ -12,6 +12,7 @@ from importlib.metadata import version
 from bench.identity import code_hash, digest
 from bench.measure import METRICS, extractor_identity, extractor_problem
 from bench.tasks import Task
+from students.cards import check_fits, model_identity
 from students.checkpoints.safetensors_file import verified_hash
 from students.errors import FewstepError, unknown
 from students.recipes import EXACT, RECIPES, UNCONDITIONAL, teacher_weights
@@ -93,11 +94,14 @@ def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float
             raise FewstepError(f"steps must be whole numbers of at least 1, got {steps}")
         if guidance != 1 and task.classes is None:
             raise FewstepError(f"task {task.name!r} is unconditional: guidance needs classes; leave --guidance out")
+        spec = parse(name)
+        if spec.model:
+            check_fits(spec.model, task.shape, task.classes)
         student = _student(name, task)
         for block in range(task.seed_blocks):
             identity = common | {
                 "student": student,
-                "teacher": teacher,
+                "teacher": None if spec.model else teacher,
                 "steps": steps,
                 "guidance": float(guidance),
                 "dtype": dtype,
@@ -114,9 +118,11 @@ def _student(name: str, task: Task) -> dict:
     module = spec.target.partition(":")[0]
     identity = {
         "target": spec.target,
-        "options": {"grid": task.grid} | spec.options,
+        "options": ({} if spec.model else {"grid": task.grid}) | spec.options,
         "code": [code_hash(module), code_hash("students.base")],
     }
+    if spec.model:
+        identity |= model_identity(spec.model) | {"reader": code_hash("students.pretrained")}
     if not module.startswith("students."):
         from bench.loading import identify
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from students.cards import listing
 from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError, unknown
 from students.recipes import RECIPES
@@ -39,6 +40,9 @@ def _list(arguments) -> int:
     for name, entry in STUDENTS.items():
         print(f"  {name:<22}{entry.summary}")
     print(f"  {'diffusers:<Class>':<22}any scheduler of diffusers, by class name")
+    print("public checkpoints, FAMILY:NAME, and of a teacher also FAMILY:NAME:STUDENT; one's own, file:PATH:STUDENT:")
+    for spec, summary in listing():
+        print(f"  {spec:<36}{summary}")
     print("methods (python -m students train METHOD --task TASK):")
     for name, summary in METHODS.items():
         print(f"  {name:<22}{summary}; tasks: {', '.join(RECIPES)}")

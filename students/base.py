@@ -132,6 +132,11 @@ class SolverStudent(Student):
         if isinstance(grid, str):
             make_grid(grid, denoiser.schedule, 1, **self.grid_options)  # raises for a name or option that is wrong
 
+    def check(self, n_steps, guidance=1.0):
+        super().check(n_steps, guidance)
+        if guidance != 1 and not getattr(self.denoiser, "has_no_class", True):
+            raise FewstepError(f"{self.name} was trained without label dropout: leave guidance at 1")
+
     def times(self, n_steps: int) -> Tensor:
         return make_grid(self.grid, self.denoiser.schedule, n_steps, **self.grid_options)
 

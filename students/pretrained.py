@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from students.acceleration import accelerate
 from students.base import SolverStudent
 from students.cards import FILE, Card, checkpoint_files, load_card
 from students.diffusion.grids import make_grid
@@ -25,7 +26,7 @@ def load_model(model: str, device="cpu", dtype=torch.float32) -> nn.Module:
     paths = checkpoint_files(model)
     denoiser = _read_own(Path(name).expanduser()) if family == FILE else _read_card(load_card(model), paths[0])
     denoiser.network.to(dtype)
-    return denoiser.to(device).eval().requires_grad_(False)
+    return accelerate(denoiser.to(device).eval().requires_grad_(False))
 
 
 def _read_card(card: Card, path: Path) -> nn.Module:

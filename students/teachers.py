@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from students.acceleration import accelerate
 from students.checkpoints.safetensors_file import load_into, load_weights, save_weights
 from students.data import load_data
 from students.diffusion.denoiser import Denoiser
@@ -56,7 +57,7 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
     denoiser.grid = recipe.grid
     denoiser.register_buffer("prior", torch.tensor(record["class_counts"], dtype=torch.float64), persistent=False)
     denoiser.network.to(dtype)
-    return denoiser.to(device).eval().requires_grad_(False)
+    return accelerate(denoiser.to(device).eval().requires_grad_(False))
 
 
 def train_teacher(

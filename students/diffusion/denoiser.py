@@ -43,7 +43,8 @@ class Denoiser(nn.Module):
     prediction: "x0", "eps", "v", "flow", whose network is conditioned on t, or "edm", whose network is
         conditioned on log(sigma) / 4 and preconditioned as in EDM [2206.00364], Table 1, in VE coordinates.
     shape: of one sample, without the batch. classes: how many, or None.
-    The network runs in the dtype of its parameters; the result comes back in the dtype of x.
+    The network runs on x in the dtype of its parameters, its condition stays float32 (a bfloat16 cannot tell near
+    noise levels apart); the result comes back in the dtype of x.
     """
 
     def __init__(
@@ -73,13 +74,14 @@ class Denoiser(nn.Module):
         t = torch.as_tensor(t, dtype=torch.float64)
         if t.ndim:
             t = t.to(x.device)
-        alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.prediction != EDM:
-            return PREDICTIONS[self.prediction](self.evaluate(x, t, labels, numbers), x, alpha, sigma)
-        y, sigma = x / alpha, sigma / alpha
-        norm = (sigma**2 + self.sigma_data**2).sqrt()
-        f = self.evaluate(y / norm, -self.schedule.lam(t) / 4, labels, numbers)
-        return self.sigma_data**2 / norm**2 * y + sigma * self.sigma_data / norm * f
+            f = self.evaluate(x, t, labels, numbers)
+            return PREDICTIONS[self.prediction](f, x, expand(alpha, x), expand(sigma, x))
+        sigma, data = sigma / alpha, self.sigma_data
+        norm = (sigma**2 + data**2).sqrt()
+        f = self.evaluate(x * expand(1 / (alpha * norm), x), -self.schedule.lam(t) / 4, labels, numbers)
+        return expand(data**2 / (alpha * norm**2), x) * x + expand(sigma * data / norm, x) * f
 
     def evaluate(
         self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
@@ -87,13 +89,13 @@ class Denoiser(nn.Module):
         """The raw network output."""
         dtype = next(self.network.parameters()).dtype
         if condition.ndim == 0:
-            condition = x.new_empty(len(x), dtype=dtype).fill_(condition)
-        inputs = [x.to(dtype), condition.to(dtype).expand(len(x))]
+            condition = x.new_empty(len(x)).fill_(condition)
+        inputs = [x.to(dtype), condition.to(x)]
         if self.classes is not None:
             inputs.append(x.new_full((len(x),), self.classes, dtype=torch.int64) if labels is None else labels)
-        if numbers is None:
-            return self.network(*inputs).to(x.dtype)
-        return self.network(*inputs, numbers=numbers.to(x)).to(x.dtype)
+        if numbers is not None:
+            return self.network(*inputs, numbers=numbers.to(x)).to(x.dtype)
+        return self.network(*inputs).to(x.dtype)
 
 
 def guided(denoise, labels: Tensor | None, scale: float):

@@ -30,12 +30,12 @@ class MLP(nn.Module):
     def forward(
         self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
     ) -> Tensor:
-        embedding = self.condition(condition[:, None])
+        embedding = self.condition(condition[:, None].to(x))
         if self.label is not None:
             none = torch.full((len(x),), self.classes, device=x.device)
             embedding = embedding + self.label(none if labels is None else labels)
         if self.numbers is not None:
-            embedding = embedding + self.numbers(numbers)
+            embedding = embedding + self.numbers(numbers.to(x))
         h = self.inner(x)
         for layer in self.layers:
             h = h + layer(h + embedding)

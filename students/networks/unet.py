@@ -66,7 +66,7 @@ class UNet(nn.Module):
         if self.numbers is None:
             yield
             return
-        embedded = self.numbers(numbers)
+        embedded = self.numbers(numbers.to(self.network.dtype))
         hook = self.network.time_embedding.register_forward_hook(lambda module, args, output: output + embedded)
         try:
             yield
