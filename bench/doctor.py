@@ -7,6 +7,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from students.datafiles import VARIABLE, data_root
+from students.recipes import UNTRAINED
+
 REQUIRED = (
     "torch", "torchvision", "diffusers", "torch-fidelity", "open-clip-torch", "lpips", "pandas", "matplotlib",
     "pyyaml", "scikit-learn", "scipy", "safetensors", "tqdm", "filelock", "torchode",
@@ -30,23 +33,26 @@ def report() -> tuple[list[str], bool]:
     lines.append("devices")
     lines += _devices()
 
-    lines.append("weights and data")
-    for what, path, fix in _shipped():
-        problem = _problem(path)
-        sound &= problem is None
-        lines.append(_line(what, problem or "present, hash as recorded", problem is None, fix))
+    lines.append("weights and data that ship")
+    for what, problem in _shipped():
+        sound &= not problem
+        lines.append(_line(what, problem or "present, hash as recorded", not problem, ""))
     digits = importlib.util.find_spec("sklearn") is not None
     lines.append(_line("digits (scikit-learn)", "present" if digits else "missing", digits, "pip install scikit-learn"))
     lines.append(_line("gaussians", "exact, nothing to load", True, ""))
 
+    lines.append(f"data and weights that do not ship, below {data_root()} (--data-root or {VARIABLE})")
+    for what, problem in _not_shipped() if _version("torch") else []:
+        lines.append(_line(what, problem or "present", True, ""))
+
     free = shutil.disk_usage(Path()).free / 2**30
     lines.append(f"disk: {free:.0f} GiB free in the current folder")
-    lines.append("all tasks can run" if sound else "something is missing: see the lines marked with !")
+    lines.append("everything that ships is there" if sound else "something is missing: see the lines marked with !")
     return lines, sound
 
 
 def _line(name: str, state: str, good: bool, fix: str) -> str:
-    return f"  {' ' if good else '!'} {name:<26}{state}" + ("" if good else f"; {fix}")
+    return f"  {' ' if good else '!'} {name:<30}{state}" + ("" if good or not fix else f"; {fix}")
 
 
 def _version(distribution: str) -> str | None:
@@ -70,22 +76,32 @@ def _devices() -> list[str]:
     return lines
 
 
-def _shipped() -> list[tuple[str, Path, str]]:
+def _shipped() -> list[tuple[str, str]]:
+    """What ships, and what is wrong with it and the remedy, if anything is."""
     from bench.measure import EXTRACTORS
     from students.recipes import RECIPES, teacher_weights
 
-    teachers = [
-        (f"teacher of {name}", teacher_weights(name), f"restore it or python -m students train teacher --task {name}")
-        for name in RECIPES
-    ]
-    extractors = [
-        (f"extractor {name}", extractor.weights, f"restore it or python -m {extractor.module}")
-        for name, extractor in EXTRACTORS.items()
-    ]
+    teachers = [(f"teacher of {name}", _problem(teacher_weights(name))) for name in RECIPES if name not in UNTRAINED]
+    extractors = [(f"extractor {name}", entry.problem()) for name, entry in EXTRACTORS.items() if entry.ships]
     return teachers + extractors
 
 
-def _problem(path: Path) -> str | None:
+def _not_shipped() -> list[tuple[str, str]]:
+    """What is looked for below the data root, and what to do where it is missing."""
+    from bench.measure import EXTRACTORS
+    from students.cards import all_cards
+    from students.data import cifar10_problem
+    from students.perceptual import lpips_problem
+
+    found = [("CIFAR-10", cifar10_problem()), ("LPIPS (squeeze)", lpips_problem())]
+    found += [(f"extractor {name}", entry.problem()) for name, entry in EXTRACTORS.items() if not entry.ships]
+    cards = list(all_cards())
+    present = [card.spec for card in cards if not any(file.problem() for file in card.data_files())]
+    hint = "python -m students list names them, a run says what to put where"
+    return [*found, (f"{len(cards)} public checkpoints", f"present: {', '.join(present) or 'none'}; {hint}")]
+
+
+def _problem(path: Path) -> str:
     from students.checkpoints.safetensors_file import verified_hash
     from students.errors import WeightsError
 
@@ -93,4 +109,4 @@ def _problem(path: Path) -> str | None:
         verified_hash(path)
     except WeightsError as error:
         return str(error)
-    return None
+    return ""

@@ -1,5 +1,7 @@
 """Computing one cell: draw its samples, stream their statistics, measure time and network evaluations."""
 
+import bisect
+import copy
 import itertools
 import platform
 import time
@@ -19,18 +21,21 @@ from torchvision.io import write_png
 from tqdm import tqdm
 
 from bench.loading import load_student, one_line
-from bench.measure import METRICS
+from bench.measure import METRICS, extractor_identity, metric_columns
 from bench.measure.features import load_extractor, to_uint8
 from bench.measure.latency import NetworkClock, PeakMemory, measure_latency, summary, synchronise
+from bench.measure.reference import SHARD, cached_statistics
 from bench.measure.statistics import FeatureStats, Reference
-from bench.plan import REAL, Cell
+from bench.plan import REAL, Cell, data_code
 from bench.results import FAILED, IMAGES, OK, UNSUPPORTED, Store
 from bench.tasks import Task
 from students.base import NFE, Student, count_nfe, networks_of
 from students.data import Dataset, Split, load_data
+from students.datafiles import reference_folder
+from students.devices import check_device
 from students.diffusion.noise import SeedNoise
 from students.errors import FewstepError, UnsupportedSteps
-from students.loading import DTYPES
+from students.loading import DTYPES, MAX_STEPS
 from students.provenance import commit
 from students.registry import parse
 from students.teachers import load_teacher
@@ -39,6 +44,7 @@ KEPT_SAMPLES = {"image": 16, "vector": 500}  # of each cell, for the sample grid
 LATENCY_RUNS = 5
 TIMED_BATCHES = 4
 RANGE_SLACK = 1e-3
+SEED_SLACK = 0.25
 PROBE_SEED, PROBES = 2**61, 8
 PACKAGES = ("torch", "diffusers", "torch-fidelity", "numpy", "scipy", "scikit-learn")
 
@@ -48,42 +54,25 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def check_device(name: str) -> torch.device:
-    """The device of that name, or for "auto" the GPU if there is one; raises FewstepError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise FewstepError(f"device {name!r} is not there; this machine has {', '.join(there)}") from error
-    return device
-
-
 def steps_for_budget(student, nfe: int, guidance: float) -> int | None:
-    """The largest step count whose measured NFE is at most `nfe`, or None if no supported count is.
+    """The largest supported step count whose measured NFE is at most `nfe`, or None if there is none.
 
     Bisection on probe seeds that no task evaluates; NFE must not fall as steps rise.
     """
-    low, high = 0, nfe
-    while low < high:
-        middle = (low + high + 1) // 2
-        spent = _probe(student, middle, guidance)
-        if spent is None or spent <= nfe:
-            low = middle
-        else:
-            high = middle - 1
-    return low if low and _probe(student, low, guidance) is not None else None
+    supported = getattr(student, "supported_steps", Student.supported_steps)
+    candidates = supported if isinstance(supported, Iterable) else range(1, MAX_STEPS + 1)
+    counts = sorted(n for n in candidates if n in supported and n <= nfe)
+    affordable = bisect.bisect_right(counts, nfe, key=lambda n: _probe(student, n, guidance))
+    return counts[affordable - 1] if affordable else None
 
 
-def _probe(student, n_steps: int, guidance: float) -> float | None:
-    """Measured NFE, or None for unsupported steps (of which a student has too few rather than too many)."""
+def _probe(student, n_steps: int, guidance: float) -> float:
+    """Measured NFE; zero for a count that turns out to be too small for the student."""
     try:
         with count_nfe(student) as counted:
             student.sample(n_steps, seeds=range(PROBE_SEED, PROBE_SEED + PROBES), **_guidance(guidance))
     except UnsupportedSteps:
-        return None
+        return 0.0
     return counted.per_image
 
 
@@ -103,6 +92,18 @@ def check_samples(samples, n: int, shape: tuple[int, ...], name: str) -> None:
     low, high = samples.min().item(), samples.max().item()
     if len(shape) == 3 and (low < -1 - RANGE_SLACK or high > 1 + RANGE_SLACK):
         raise FewstepError(f"{name} returned values in [{low:.3g}, {high:.3g}]: images must lie in [-1, 1]; clamp them")
+
+
+def check_seeds(alone: Tensor, batch: Tensor, name: str) -> None:
+    """Raise FewstepError unless the first sample of a batch is the one its seed gives alone, up to rounding.
+
+    Rounding is far below SEED_SLACK of the spread among the batch, another draw of noise far above it.
+    """
+    difference = (alone[0] - batch[0]).square().mean().sqrt()
+    if len(batch) > 1 and difference > SEED_SLACK * (batch - batch.mean(0)).square().mean().sqrt():
+        raise FewstepError(
+            f"{name} gives a seed another sample in a batch than alone: draw all randomness from `noise` (SeedNoise)"
+        )
 
 
 def save_images(images: Tensor, folder: Path, first_seed: int) -> None:
@@ -150,15 +151,32 @@ class Evaluator:
     @cached_property
     def reference(self) -> Reference:
         return Reference(
-            train=self._split_statistics(self.data.train),
-            heldout=self._split_statistics(self.data.heldout),
-            mixture=self.data.mixture,
+            train=self._real_statistics("train"), heldout=self._real_statistics("heldout"), mixture=self.data.mixture
+        )
+
+    def _real_statistics(self, half: str) -> dict[str, FeatureStats]:
+        """Statistics of a half of the data; of a large set of images computed once and kept in the user's cache."""
+        split = getattr(self.data, half)
+        if self.task.kind == "vector" or len(split.samples) <= SHARD:
+            return self._split_statistics(split)
+        key = {"data": self.task.data, "half": half, "code": data_code(self.task.data)}
+        return cached_statistics(
+            reference_folder(),
+            key | {"extractor": extractor_identity(self.task.extractor)},
+            len(split.samples),
+            self.task.batch_size,
+            lambda start, stop: self._split_rows(split, slice(start, stop)),
+            self._collectors,
+            f"reference statistics of {self.task.data} ({half})",
         )
 
     def student(self, spec: str):
         if spec not in self._students:
-            own_model = parse(spec).model
+            parsed = parse(spec)
+            own_model = parsed.model
             teacher = None if own_model else self.teacher
+            if not parsed.target.startswith("students."):
+                teacher = copy.deepcopy(teacher)  # what a third party does to it is its own affair
             self._students[spec] = load_student(spec, self.task, teacher, self.device, self.dtype)
             if own_model:
                 self._check_fits(spec)
@@ -181,7 +199,7 @@ class Evaluator:
     def complete(self, cell: Cell, store: Store) -> None:
         """Compute what the store lacks of a claimed cell: all of it, or metrics from its stored statistics."""
         record = store.load(cell.id)
-        if record is not None and record["status"] == OK:
+        if record is not None:
             stored = {path.stem: FeatureStats.load(path) for path in store.path(cell.id).glob("*.safetensors")}
             if stored.keys() >= self._collectors().keys() and (not self.save_images or store.has_images(cell.id)):
                 store.update(record | self._metrics(stored, record))
@@ -194,16 +212,13 @@ class Evaluator:
                 statistics, kept, measured = self._draw_real()
             else:
                 statistics, kept, images, measured = self._draw(cell)
-            record |= measured | self._metrics(statistics, record)
+            record |= measured
         except UnsupportedSteps as error:
             record |= {"status": UNSUPPORTED, "reason": str(error)}
-        except Exception as error:  # a student may be anybody's code: one failure must not end the sweep
-            reason = one_line(error)
-            if not isinstance(error, FewstepError):
-                self._check_device_is_alive(reason)
-                reason = f"{type(error).__name__}: {reason}"
-            record |= {"status": FAILED, "reason": reason}
-            statistics = None
+        except (Exception, SystemExit) as error:  # a student may be anybody's code: one failure must not end the sweep
+            record |= {"status": FAILED, "reason": self._reason(error)}
+        else:
+            record |= self._metrics(statistics, record)
         record["provenance"] |= {
             "finished": datetime.now(UTC).isoformat(timespec="microseconds"),
             "seconds": round(time.monotonic() - start, 3),
@@ -218,6 +233,14 @@ class Evaluator:
                 save_images(torch.cat(images), folder / IMAGES, cell.identity["seeds"][0])
 
         store.save(record, write_arrays)
+
+    def _reason(self, error: BaseException) -> str:
+        """Why a cell failed, in one line; raises FewstepError if it is the device that is gone."""
+        reason = one_line(error)
+        if isinstance(error, FewstepError):
+            return reason
+        self._check_device_is_alive(reason)
+        return f"{type(error).__name__}: {reason}"
 
     def _check_device_is_alive(self, reason: str) -> None:
         """Raise FewstepError if the device no longer computes: then it is not the cell that failed."""
@@ -274,11 +297,13 @@ class Evaluator:
             return student.sample(cell.steps, seeds=range(start, stop), **chosen, **_guidance(cell.guidance))
 
         with count_nfe(student) as preparation:
-            latency = self._latency(student, lambda: draw(first, first + 1))
+            alone, latency = self._latency(student, lambda: draw(first, first + 1))
         statistics, kept, images, seconds = self._collectors(), None, [], []
         with PeakMemory(self.device) as memory, count_nfe(student) as nfe, self._absorber(statistics) as absorb:
             for seeds, samples, spent in self._batches(draw, first, end, nfe):
                 check_samples(samples, len(seeds), self.task.shape, cell.student)
+                if not seconds:
+                    check_seeds(alone, samples, cell.student)
                 seconds.append((len(seeds), spent / len(seeds)))
                 kept = self._keep(samples) if kept is None else kept
                 if self.save_images:
@@ -356,12 +381,12 @@ class Evaluator:
         prior = torch.ones(self.task.classes) if prior is None else prior
         return SeedNoise(seeds, self.task.shape, self.device).labels(prior.to(self.device))
 
-    def _latency(self, student, draw) -> dict:
-        """Batch-1 latency; the warm-up also does a student's one-time setup."""
-        draw()
+    def _latency(self, student, draw) -> tuple[Tensor, dict]:
+        """One sample and batch-1 latency; the warm-up also does a student's one-time setup."""
+        sample = draw()
         with NetworkClock(networks_of(student), self.device) as clock:
             times = measure_latency(draw, self.device, repeats=LATENCY_RUNS, warmup=0)
-        return {
+        return sample, {
             "latency_ms": times["median_ms"],
             "latency_p90_ms": times["p90_ms"],
             "network_ms": 1000 * clock.seconds / LATENCY_RUNS,
@@ -405,11 +430,13 @@ class Evaluator:
     def _split_statistics(self, split: Split) -> dict[str, FeatureStats]:
         statistics = self._collectors()
         for start in range(0, len(split.samples), self.task.batch_size):
-            rows = slice(start, start + self.task.batch_size)
-            labels = None if split.labels is None else split.labels[rows]
-            for name, values in self._represent(split.samples[rows].to(self.device), labels).items():
-                statistics[name].update(values)
+            for name, rows in self._split_rows(split, slice(start, start + self.task.batch_size)).items():
+                statistics[name].update(rows)
         return statistics
+
+    def _split_rows(self, split: Split, part: slice) -> dict[str, Tensor]:
+        labels = None if split.labels is None else split.labels[part]
+        return self._represent(split.samples[part].to(self.device), labels)
 
     def _keep(self, samples: Tensor) -> np.ndarray:
         samples = samples[: KEPT_SAMPLES[self.task.kind]]
@@ -418,14 +445,21 @@ class Evaluator:
         return samples.cpu().numpy()
 
     def _metrics(self, statistics: dict[str, FeatureStats], record: dict) -> dict:
-        """The `metrics` and `metric_code` of a record, extended by what it lacks."""
-        values, codes = dict(record.get("metrics", {})), dict(record["metric_code"])
+        """The `metrics`, `metric_code`, `status` and `reason` of a record, with what it lacked.
+
+        A metric that fails makes the cell failed; the others, and the statistics, are kept.
+        """
+        values, codes, reasons = dict(record.get("metrics", {})), dict(record["metric_code"]), []
         for name in self.metrics:
             metric = METRICS[name]
             if codes.get(name) == metric.code():
                 continue
-            numbers = metric.compute(statistics, self.reference)
-            columns = [column.format(extractor=self.task.extractor) for column in metric.columns]
-            values |= dict(zip(columns, map(float, numbers), strict=True))
+            try:
+                numbers = metric.compute(statistics, self.reference)
+            except FewstepError as error:
+                reasons.append(f"{name}: {error}")
+                continue
+            values |= dict(zip(metric_columns(name, self.task.extractor), map(float, numbers), strict=True))
             codes[name] = metric.code()
-        return {"metrics": values, "metric_code": codes}
+        status = FAILED if reasons else OK
+        return {"metrics": values, "metric_code": codes, "status": status, "reason": "; ".join(reasons)}

@@ -11,14 +11,22 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from students.errors import FewstepError
 
 NEUTRAL = {"students.errors", "students.provenance", "students.registry"}  # cannot change a number
 
 
 def digest(identity: dict) -> str:
-    """16 hex digits of the sha256 of canonical JSON. Raises TypeError for values that are not plain JSON."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """16 hex digits of the sha256 of canonical JSON. Raises FewstepError for values that are not plain and finite."""
+    try:
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FewstepError(
+            f"options must be finite numbers, text, lists or mappings ({error}): {identity.get('student', identity)}"
+        ) from error
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -43,6 +51,9 @@ def _collect(module: str, seen: dict[str, str]) -> None:
         return
     tree = _without_docstrings(ast.parse(path.read_text()))
     seen[module] = ast.unparse(tree)
+    if "site-packages" in path.parts:
+        seen[module] += _version(module)
+        return
     for name, members in _imports(tree).items():
         if name.partition(".")[0] != module.partition(".")[0]:
             continue
@@ -50,6 +61,14 @@ def _collect(module: str, seen: dict[str, str]) -> None:
         if (source := _source(name)) and source.name == "__init__.py":
             for member in members:
                 _collect(f"{name}.{member}", seen)
+
+
+def _version(module: str) -> str:
+    """The version of the installed distribution of that name; what a module of it imports is then not followed."""
+    try:
+        return version(module.partition(".")[0])
+    except PackageNotFoundError:
+        return ""
 
 
 def _imports(tree: ast.Module) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ Imports no torch, so that a run whose cells are all present only reads them.
 """
 
 import functools
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -84,12 +85,14 @@ def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float
         "samples": task.samples,
         "rounding": task.rounding,
         "shape": list(task.shape),
-        "reference": {"data": task.data, "code": _data_code(task.data)},
+        "reference": {"data": task.data, "code": data_code(task.data)},
         "extractor": task.extractor and extractor_identity(task.extractor),
     }
     teacher = _teacher(task.teacher)
     cells = [Cell(REAL, 0, 1.0, 0, common | {"student": REAL})]
     for name, steps, guidance in dict.fromkeys(runs):
+        if not math.isfinite(guidance):
+            raise FewstepError(f"guidance must be a finite number, got {guidance}")
         if steps < 1:
             raise FewstepError(f"steps must be whole numbers of at least 1, got {steps}")
         if guidance != 1 and task.classes is None:
@@ -136,13 +139,14 @@ def _teacher(name: str) -> dict:
     if ":" in name:
         return {"name": name, "code": code_hash(name.partition(":")[0])}
     if name in EXACT:
-        return {"name": name, "code": _data_code(name)}
+        return {"name": name, "code": data_code(name)}
     if name not in (*RECIPES, *UNCONDITIONAL):
         raise unknown("teacher", name, [*RECIPES, *UNCONDITIONAL, *EXACT])
     return {"name": name, "weights": verified_hash(teacher_weights(name)), "code": code_hash("students.networks.unet")}
 
 
-def _data_code(name: str) -> list[str]:
+def data_code(name: str) -> list[str]:
+    """The hashes of the code that makes a data set."""
     if ":" in name:
         return [code_hash(name.partition(":")[0])]
     return [code_hash("students.data", only=name), code_hash("students.diffusion.analytic")]

@@ -49,11 +49,14 @@ class Store:
         """The cell's record, or None if it is not there; raises FewstepError if it cannot be read."""
         path = self.path(cell_id) / "cell.json"
         try:
-            return json.loads(path.read_text())
+            record = json.loads(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise FewstepError(f"cannot read {path} ({error}); delete {path.parent} to compute it again") from error
+        if not (isinstance(record, dict) and record.get("id") == cell_id and {"status", "provenance"} <= record.keys()):
+            raise FewstepError(f"{path} is not the record of that cell; delete {path.parent} to compute it again")
+        return record
 
     def has_images(self, cell_id: str) -> bool:
         return (self.path(cell_id) / IMAGES).is_dir()

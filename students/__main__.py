@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     except FewstepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
 
 
 def _list(arguments) -> int:

@@ -63,7 +63,11 @@ class Student:
                 raise FewstepError(f"{len(noise.seeds)} seeds need as many labels, got shape {tuple(labels.shape)}")
             if len(labels) and not 0 <= labels.min() <= labels.max() <= self.classes:
                 raise FewstepError(f"labels must be 0 to {self.classes - 1}, or {self.classes} for no class")
-        x = self.generate(n_steps, noise, labels, guidance).float()
+        x = self.generate(n_steps, noise, labels, guidance)
+        if not torch.is_tensor(x) or not x.is_floating_point():
+            got = x.dtype if torch.is_tensor(x) else type(x).__name__
+            raise FewstepError(f"{self.name}: generate() must return a tensor of floating point numbers, got {got}")
+        x = x.float()
         return x.clamp(-1, 1) if len(self.shape) == 3 else x
 
     def check(self, n_steps: int, guidance: float = 1.0) -> None:
@@ -75,7 +79,9 @@ class Student:
 
     def _supported(self) -> str:
         steps = self.supported_steps
-        return f"{steps[0]} to {steps[-1]}" if isinstance(steps, range) else ", ".join(map(str, steps))
+        if isinstance(steps, range) and steps:
+            return f"{steps[0]} to {steps[-1]}"
+        return ", ".join(map(str, steps)) or "none"
 
 
 def _module_attributes(student) -> list[nn.Module]:
@@ -194,8 +200,8 @@ def setup():
 
 
 def batch_rows(args: tuple, kwargs: dict) -> int:
-    """The rows of the batch that a network is called with: the length of the first tensor that has one."""
-    return len(next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim))
+    """The rows of the batch that a network is called with: the length of the first tensor that has one, else 1."""
+    return next((len(value) for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim), 1)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from students.datafiles import VARIABLE, MissingFile, data_root
 from students.diffusion.analytic import GaussianMixture
 from students.diffusion.schedules import VPLinear
-from students.errors import unknown
+from students.errors import FewstepError, unknown
 from students.registry import import_object
 
 
@@ -112,7 +112,11 @@ DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "gaussians": gau
 def load_data(name: str) -> Dataset:
     """A data set by name, or by `package.module:attribute` of a function without arguments."""
     if ":" in name:
-        return import_object(name)()
+        found = import_object(name)
+        data = found() if callable(found) else None
+        if not isinstance(data, Dataset):
+            raise FewstepError(f"{name!r} is no function that returns a students.data.Dataset")
+        return data
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     return DATASETS[name]()

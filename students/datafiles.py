@@ -47,6 +47,11 @@ def apply_data_root(arguments: argparse.Namespace) -> None:
     os.environ[VARIABLE] = str(folder)
 
 
+def reference_folder() -> Path:
+    """Where statistics of real data are kept: the user's cache, as a data root may be read-only."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep" / "reference"
+
+
 @dataclass(frozen=True)
 class DataFile:
     """One file. name: its path below the data root. what: in a few words. url: where it is published, if it is.

@@ -42,5 +42,3 @@ def load_lpips(device="cpu") -> nn.Module:
         raise WeightsError(f"{file.path} is not {file.what}: it does not fit {missing[0]!r}; get the file again")
     distance.net.load_state_dict(found)
     return distance.requires_grad_(False).eval().to(device)
-
-

@@ -76,6 +76,7 @@ RECIPES = {
 }
 # teachers that are the "no class" side of another, trained with it by label dropout
 UNCONDITIONAL = {"cifar10": "cifar10-cond", "cifar10-small": "cifar10-small-cond"}
+UNTRAINED = {"cifar10-cond"}  # recipes whose weights do not ship yet
 EXACT = {"gaussians": "quadratic"}  # exact denoisers (students/data.py), each with its grid
 
 

@@ -140,7 +140,10 @@ def _options(parts: Iterable[str], text: str) -> dict:
         key, _, value = assignment.partition("=")
         if not key.isidentifier() or not value:
             raise FewstepError(f"cannot read {assignment!r} in {text!r}: options are written name:key=value,key=value")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise FewstepError(f"cannot read the value of {assignment!r} in {text!r}") from error
     return options
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from students.acceleration import accelerate
 from students.checkpoints.safetensors_file import load_into, load_weights, save_weights
 from students.data import load_data
+from students.devices import check_device
 from students.diffusion.denoiser import Denoiser
 from students.diffusion.schedules import SCHEDULES
 from students.errors import FewstepError, unknown
@@ -37,7 +38,12 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
     name and WeightsError for weights that are missing or not those of their record.
     """
     if ":" in name:
-        denoiser = import_object(name)()
+        found = import_object(name)
+        denoiser = found() if callable(found) else None
+        if not (callable(denoiser) and hasattr(denoiser, "schedule") and hasattr(denoiser, "shape")):
+            raise FewstepError(
+                f"{name!r} must be a function that returns a denoiser: a callable with .schedule, .shape"
+            )
         return denoiser.to(device) if isinstance(denoiser, nn.Module) else denoiser
     if name in EXACT:
         mixture = load_data(name).mixture.to(device)
@@ -70,9 +76,11 @@ def train_teacher(
 ) -> Path:
     """Train the teacher of a task from its recipe; returns the path of the weights, with a record beside them.
 
-    state: a folder for checkpoints, from which the same call goes on; removed once training has ended.
+    state: a folder for checkpoints, from which the same call goes on; removed once training has ended. A training that
+    `time_limit` stops early writes weights only to a given `out`, never over those that ship. Raises FewstepError for
+    what can be known to be wrong before it starts.
     """
-    from students.training.checkpoint import remove_checkpoints
+    from students.training.checkpoint import check_folder, remove_checkpoints
     from students.training.loop import train
     from students.training.teacher import denoising_loss
 
@@ -82,11 +90,14 @@ def train_teacher(
     if name not in RECIPES:
         raise unknown("teacher", name, [*RECIPES, *UNCONDITIONAL, *EXACT])
     recipe = RECIPES[name]
+    device = check_device(device)
+    path = out or teacher_weights(name)
+    check_folder(path.parent)
     torch.manual_seed(seed)
     split = load_data(recipe.data).train
     images, labels = split.samples.to(device), split.labels.to(device)
     denoiser = build(recipe).to(device)
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         denoiser.network.to(memory_format=torch.channels_last).compile()
 
     def loss(generator, step):
@@ -112,7 +123,13 @@ def train_teacher(
         time_limit=time_limit,
         title=f"teacher of {name}",
     )
-    path = out or teacher_weights(name)
+    finished = record["steps"] == record["planned_steps"]
+    if not finished and out is None:
+        raise FewstepError(
+            f"stopped at step {record['steps']} of {record['planned_steps']}: "
+            + (f"the same command goes on from {state}; " if state else "")
+            + "--out FILE writes the weights as they are"
+        )
     record = (
         described
         | record
@@ -120,11 +137,11 @@ def train_teacher(
             "network_evaluations": record["images_seen"],
             "parameters": sum(p.numel() for p in averaged.parameters()),
             "class_counts": labels.bincount(minlength=recipe.classes).tolist(),
-            "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "commit": commit(),
         }
     )
     save_weights(path, averaged.network.state_dict(), record)
-    if state is not None and record["steps"] == record["planned_steps"]:
+    if state is not None and finished:
         remove_checkpoints(state)
     return path

@@ -33,16 +33,14 @@ def to_uint8(x: Tensor, rounding: str = "round") -> Tensor:
 class Extractor:
     """A feature extractor of torch-fidelity: its layer for FID as rows, its layer for the inception score as logits.
 
-    name: as asked for. hash: sha256 of its weights.
+    name: as asked for. hash: of its weights. batch_size: images it is given at a time, None for all.
     """
 
-    def __init__(self, name: str, cls: type[FeatureExtractorBase], device):
-        features, logits = (cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc"))
-        self.name = name
-        self.module = cls(name, [features] if logits == features else [features, logits])
-        self.module.requires_grad_(False).eval().to(device)
+    def __init__(self, name: str, module: FeatureExtractorBase, device, digest: str, batch_size: int | None):
+        self.name, self.hash, self.batch_size = name, digest, batch_size
+        # on a CPU, convolutions with many channels run half as fast again in this order
+        self.module = module.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
         self.device = torch.device(device)
-        self.hash = getattr(self.module, "weights_hash", None) or state_hash([self.module])
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -52,18 +50,29 @@ class Extractor:
         """
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        outputs = [output.float() for output in self.module(images.to(self.device))]
+        parts = [self.module(part.to(self.device)) for part in images.split(self.batch_size or max(1, len(images)))]
+        outputs = [torch.cat(layer).float() for layer in zip(*parts, strict=True)]
         return outputs[0], outputs[1] if len(outputs) == 2 else None
 
 
 def load_extractor(name: str, device="cpu") -> Extractor:
     """An extractor of EXTRACTORS, or `package.module:attribute` of a FeatureExtractorBase subclass.
 
-    Raises FewstepError for an unknown name or something else than such a class, WeightsError for bad weights.
+    Raises FewstepError for an unknown name or something else than such a class, MissingFile or WeightsError for
+    weights that are missing or bad.
     """
-    if name not in EXTRACTORS and ":" not in name:
+    entry = EXTRACTORS.get(name)
+    if entry is None and ":" not in name:
         raise unknown("extractor", name, [*EXTRACTORS, "package.module:attribute"])
-    cls = import_object(EXTRACTORS[name].target if name in EXTRACTORS else name)
+    cls = import_object(entry.target if entry else name)
     if not (isinstance(cls, type) and issubclass(cls, FeatureExtractorBase)):
         raise FewstepError(f"{name!r} is no feature extractor: give a subclass of torch_fidelity.FeatureExtractorBase")
-    return Extractor(name, cls, device)
+    features, logits = (cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc"))
+    layers = [features] if logits == features else [features, logits]
+    if entry is None or entry.ships:
+        module = cls(name, layers)
+        digest = getattr(module, "weights_hash", None) or state_hash([module])
+    else:
+        module = cls(name, layers, feature_extractor_weights_path=entry.weights.fetch())
+        digest = entry.hash()
+    return Extractor(name, module, device, digest, entry.batch_size if entry else None)

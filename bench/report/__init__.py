@@ -7,7 +7,7 @@ below give them the cells of a task. Importing the package imports nothing heavy
 from dataclasses import replace
 from pathlib import Path
 
-from bench.measure import METRICS
+from bench.measure import METRICS, metric_columns
 from bench.plan import REAL
 from bench.report.files import safe_name
 from bench.results import Store, frame, latest
@@ -74,10 +74,10 @@ def directions(task: Task) -> dict[str, str]:
     """For every quality column of the task's kind: is "lower" or "higher" better?"""
     flipped = {"lower": "higher", "higher": "lower"}
     return {
-        column.format(extractor=task.extractor): flipped[metric.better] if column in metric.opposite else metric.better
-        for metric in METRICS.values()
+        column: flipped[metric.better] if template in metric.opposite else metric.better
+        for name, metric in METRICS.items()
         if metric.kind == task.kind
-        for column in metric.columns
+        for template, column in zip(metric.columns, metric_columns(name, task.extractor), strict=True)
     }
 
 
@@ -95,6 +95,7 @@ def _cells(records: list[dict], task: Task, store: Store):
             f"python -m bench run {task.name} makes them"
         )
     cells = frame(latest(protocol), store)
-    measured = [name for name in (task.primary, *directions(task)) if name in cells and cells[name].notna().any()]
-    metric = measured[0] if measured else task.primary
+    primary = metric_columns(task.primary, task.extractor)[0]
+    measured = [name for name in (primary, *directions(task)) if name in cells and cells[name].notna().any()]
+    metric = measured[0] if measured else primary
     return (cells if metric in cells else cells.assign(**{metric: float("nan")})), metric

@@ -129,6 +129,8 @@ def _pixels(points: np.ndarray, centre: np.ndarray, reach: float) -> np.ndarray:
 
 def _ticks(centre: np.ndarray, reach: float) -> list[float]:
     """Multiples of a power of ten, or twice or five times one, that both axes show: at most five or so."""
+    if not 0 < reach < np.inf:
+        return []
     exponent = 10.0 ** np.floor(np.log10(reach))
     step = next(factor * exponent for factor in (0.5, 1, 2, 5, 10) if reach / (factor * exponent) <= 2.5)
     low, high = np.ceil((centre.max() - reach) / step), np.floor((centre.min() + reach) / step)

@@ -4,6 +4,7 @@
 Importing this module imports no torch.
 """
 
+import re
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import yaml
 
-from bench.measure import METRICS
 from students.errors import FewstepError, unknown
 
 FOLDER = Path(__file__).parent
@@ -107,8 +107,13 @@ def _checked(content: dict, path: Path) -> Task:
     for key in ("samples", "seed_blocks", "batch_size", "version"):
         if values[key] < 1:
             raise FewstepError(f"{path}: key {key!r} must be at least 1, got {values[key]}")
-    if task.primary not in METRICS:
-        raise FewstepError(f"{path}: key 'primary': {unknown('metric', task.primary, METRICS)}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", task.name):
+        raise FewstepError(f"{path}: key 'name' names folders: letters, digits, '_', '.' and '-', got {task.name!r}")
+    for key in ("students", "steps", "metrics", "guidance"):
+        if not getattr(task, key):
+            raise FewstepError(f"{path}: key {key!r} must not be empty")
+    if task.primary not in task.metrics:
+        raise FewstepError(f"{path}: key 'primary': {unknown('metric of the task', task.primary, task.metrics)}")
     if task.kind == "image" and task.extractor is None:
         raise FewstepError(f"{path}: an image task needs an extractor (see python -m bench list metrics)")
     return task

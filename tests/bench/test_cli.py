@@ -44,7 +44,7 @@ def test_run_measures_and_reports(task, column, tmp_path, capsys):
     for name in (*students, "real"):
         assert name in printed
     assert "64" in printed, "a quick look is labelled with its sample count"
-    report = tmp_path / "reports" / f"{task}-64-samples"
+    report = tmp_path / "reports" / task / "64-samples"
     for name in ("results.csv", "quality_nfe.png", "quality_nfe.svg", "quality_latency.png", "quality_latency.svg"):
         assert (report / name).stat().st_size > 0
     assert (report / "samples" / "heun.png").exists()
@@ -120,6 +120,14 @@ BAD = {
     "no samples": (["run", "digits", "--samples", "0"], "--samples must be at least 1"),
     "absent device": (["run", "digits", "--device", "cuda:7"], "device 'cuda:7' is not there"),
     "no device": (["run", "digits", "--device", "gpu"], "device 'gpu' is not there"),
+    "a device without arithmetic": (["run", "digits", "--device", "meta"], "device 'meta' is not there"),
+    "guidance that is no number": (["run", "digits", "--guidance", "nan"], "finite"),
+    "an option that is no number": (["run", "digits", "--students", "ddim:eta=.nan"], "finite numbers"),
+    "an option that cannot be read": (["run", "digits", "--students", "ddim:eta={a"], "cannot read the value"),
+    "an extractor of vectors": (["run", "gaussians", "--extractor", "inception"], "leave --extractor out"),
+    "images of vectors": (["run", "gaussians", "--save-images"], "has no images"),
+    "an unknown extractor": (["run", "digits", "--extractor", "incepton"], "did you mean 'inception'"),
+    "a folder that is not there": (["run", "digits", "--data-root", "nowhere"], "is no folder"),
     "nothing stored": (["leaderboard", "digits"], "has no cells of digits"),
 }
 
@@ -208,6 +216,93 @@ def test_a_third_party_student_at_fault_is_a_failed_cell_and_the_others_go_on(
     assert status == {"real": "ok", bad: "failed", "ddim": "ok"}
 
 
+MUTATING = """
+import torch
+from students.base import Student
+
+class Mutating(Student):
+    supported_steps = (1, 2, 4)
+    def __init__(self, denoiser, seedless=False):
+        torch.nn.init.zeros_(next(denoiser.network.parameters()))
+        self.denoiser, self.seedless = denoiser, seedless
+        self.shape, self.classes = denoiser.shape, denoiser.classes
+    def generate(self, n_steps, noise, labels, guidance):
+        eps = torch.randn(len(noise.seeds), *self.shape) if self.seedless else noise()
+        return self.denoiser(80 * eps, self.denoiser.schedule.t_max, labels)
+"""
+
+
+@pytest.fixture
+def mutating(tmp_path, monkeypatch):
+    (tmp_path / "third_party_mutating.py").write_text(MUTATING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "third_party_mutating", raising=False)
+    return "third_party_mutating:Mutating"
+
+
+def test_a_third_party_cannot_change_the_teacher_of_others(mutating, tmp_path):
+    quick = ["--steps", "2", "--samples", "32", "--seed-blocks", "1", "--metrics", "fd"]
+    assert main(["run", "digits", "--students", mutating, "ddim", *quick, "--out", "both"]) == 0
+    assert main(["run", "digits", "--students", "ddim", *quick, "--out", "alone"]) == 0
+    both = measured(tmp_path / "both")
+    assert measured(tmp_path / "alone").items() <= both.items() and len(both) == 3
+
+
+def test_a_student_that_ignores_its_seeds_is_refused(mutating, tmp_path, capsys):
+    quick = ["--steps", "1", "--samples", "32", "--seed-blocks", "1", "--metrics", "fd"]
+    assert main(["run", "digits", "--students", f"{mutating}:seedless=true", *quick]) == 2
+    assert "another sample in a batch than alone" in capsys.readouterr().err
+
+
+def test_a_budget_beyond_what_a_student_supports_takes_its_most(mutating, tmp_path, capsys):
+    arguments = [
+        "run",
+        "digits",
+        "--students",
+        mutating,
+        "ddim",
+        "--nfe",
+        "3",
+        "9",
+        "--samples",
+        "32",
+        "--metrics",
+        "fd",
+    ]
+    assert main([*arguments, "--seed-blocks", "1"]) == 0
+    cells = {(cell["student"], cell["steps"]) for cell in Store(tmp_path, "digits").cells() if cell["steps"]}
+    assert cells == {(mutating, 2), (mutating, 4), ("ddim", 3), ("ddim", 9)}
+
+
+def test_too_few_samples_for_a_metric_keep_the_others(tmp_path, capsys):
+    arguments = ["run", "digits", "--students", "ddim", "--steps", "1", "--samples", "2", "--seed-blocks", "1"]
+    assert main([*arguments, "--metrics", "fd", "prc", "--out", str(tmp_path)]) == 2
+    assert "prc: precision and recall need more than 3 samples" in capsys.readouterr().err
+    cell = next(cell for cell in Store(tmp_path, "digits").cells() if cell["steps"])
+    assert cell["metrics"].keys() == {"fd_digits_cnn"} and cell["nfe"] == 1
+
+
+def test_time_is_up_between_cells(tmp_path, capsys):
+    arguments = [
+        "run",
+        "gaussians",
+        "--students",
+        "ddim",
+        "--steps",
+        "1",
+        "2",
+        "--samples",
+        "100",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*arguments, "--steps", "1"]) == 0
+    assert main([*arguments, "--time-limit", "0"]) == 0
+    assert "time is up with 3 cells to go" in capsys.readouterr().err
+    assert main(arguments) == 0 and len(Store(tmp_path, "gaussians").cells()) == 7
+
+
 def test_a_killed_run_is_continued_to_the_same_numbers(tmp_path):
     arguments = ["run", "gaussians", "--steps", "1", "2", "4", "--students", "ddim", "ddpm", "--samples", "500"]
     process = command(*arguments, "--out", tmp_path / "killed", start_new_session=True)
@@ -246,4 +341,9 @@ def test_list_and_help_are_quick_to_import():
 def test_doctor_finds_everything_that_ships(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert "teacher of digits" in printed and "extractor digits_cnn" in printed and "all tasks can run" in printed
+    assert (
+        "teacher of digits" in printed
+        and "extractor digits_cnn" in printed
+        and "digits and gaussians can run" in printed
+    )
+    assert "CIFAR-10" in printed and "extractor inception" in printed

@@ -6,7 +6,7 @@ import yaml
 from bench.measure import METRICS
 from bench.tasks import load_task, task_names
 from students.errors import FewstepError
-from students.recipes import EXACT, RECIPES
+from students.recipes import EXACT, RECIPES, UNCONDITIONAL
 from students.registry import parse
 
 
@@ -25,10 +25,9 @@ def test_shipped_tasks_name_only_what_exists(name):
         parse(spec)
     for metric in task.metrics:
         assert METRICS[metric].kind == task.kind
-    columns = [c.format(extractor=task.extractor) for m in task.metrics for c in METRICS[m].columns]
-    assert task.primary in columns
     assert task.name == name
-    assert task.grid == getattr(RECIPES.get(name), "grid", EXACT.get(name)), "students.load samples as the task does"
+    recipe = RECIPES.get(UNCONDITIONAL.get(task.teacher, task.teacher))
+    assert task.grid == getattr(recipe, "grid", EXACT.get(task.teacher)), "students.load samples as the task does"
 
 
 def test_a_copy_with_changes_loads(tmp_path):
@@ -47,6 +46,9 @@ def test_a_copy_with_changes_loads(tmp_path):
         ({"teacher": "REMOVE"}, "key 'teacher' is missing"),
         ({"rounding": "floor"}, "unknown rounding 'floor'"),
         ({"extractor": None}, "needs an extractor"),
+        ({"primary": "swd"}, "unknown metric of the task 'swd'"),
+        ({"name": "../elsewhere"}, "names folders"),
+        ({"steps": []}, "key 'steps' must not be empty"),
     ],
 )
 def test_mistakes_in_a_task_file_are_named(tmp_path, changes, message):
