@@ -135,11 +135,21 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """Cosines and sines of random frequencies, which belong to the weights. (N,) -> two of (N, channels / 2)."""
+    """Cosines and sines of random frequencies, which belong to the weights. (N,) -> two of (N, channels / 2).
+
+    The angles reach hundreds, so the frequencies keep their precision in a network of half precision.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("freqs", 16 * torch.randn(channels // 2))
+
+    def _apply(self, fn, recurse=True):
+        freqs = self.freqs
+        super()._apply(fn, recurse)
+        if self.freqs.dtype != freqs.dtype:
+            self.freqs = freqs.to(self.freqs.device)
+        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         angles = torch.outer(x, 2 * math.pi * self.freqs)

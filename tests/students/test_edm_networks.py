@@ -52,11 +52,22 @@ def test_no_labels_are_no_class(architecture, arguments):
 def test_other_precisions(dtype, tolerance):
     for architecture, arguments in (("SongUNet", NCSNPP), ("DhariwalUNet", ADM)):
         network, _ = make(architecture, arguments, 3)
-        x, condition, labels = torch.randn(2, 3, 16, 16), torch.tensor([0.5, -0.5]), torch.tensor([0, 3])
+        x, condition, labels = torch.randn(2, 3, 16, 16), torch.tensor([1.0955, -1.5537]), torch.tensor([0, 3])
         expected = network(x, condition, labels)
-        got = network.to(dtype)(x.to(dtype), condition.to(dtype), labels)
+        got = network.to(dtype)(x.to(dtype), condition, labels)
         assert got.dtype == dtype
         assert (got - expected).abs().mean() < tolerance * expected.std()
+
+
+def test_fourier_features_keep_their_precision():
+    network, weights = make("SongUNet", NCSNPP, 0)
+    condition = torch.tensor([1.0955, -1.5537])
+    expected = network.map_noise(condition)
+    network.to(torch.bfloat16)
+    assert network.map_layer0.weight.dtype == torch.bfloat16
+    assert torch.equal(network.map_noise.freqs, weights["map_noise.freqs"])
+    for got, feature in zip(network.map_noise(condition), expected, strict=True):
+        assert torch.equal(got, feature)
 
 
 NCSNPP_CIFAR = {

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+import students
 from students.checkpoints.convert import convert, load_converted
 from students.checkpoints.edm_pickle import ConsistencyDenoiser, arguments_of, build_denoiser, read_edm_pickle
 from students.errors import FewstepError, WeightsError
 from tests.students import edm_pickles as made
 from tests.students.edm_pickles import ADM, DDPMPP, NCSNPP, SKIPS, Global, denoise, edm_pickle, make_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 CASES = {
     "ddpmpp": ("SongUNet", DDPMPP | {"augment_dim": 9}, 0),
@@ -74,6 +77,15 @@ def test_pickles_and_their_conversions_compute_the_formulas(tmp_path, source, na
     out = convert(path, tmp_path / "out" / "net.safetensors")
     path.unlink()
     check_against_formulas(load_converted(out), architecture, arguments, weights, classes)
+
+
+def test_a_file_is_a_student(tmp_path, source):
+    weights = make_weights("SongUNet", DDPMPP, 3)
+    path = write(tmp_path / "net.pkl", edm_pickle("SongUNet", DDPMPP, weights, 3, source))
+    out = convert(path, tmp_path / "net.safetensors")
+    images = students.load(f"file:{path}:heun").sample(2, seeds=range(2), labels=[0, 2])
+    assert images.shape == (2, 3, 16, 16) and images.isfinite().all()
+    assert torch.equal(students.load(f"file:{out}:heun").sample(2, seeds=range(2), labels=[0, 2]), images)
 
 
 def test_ect_s_networks_are_the_identity_at_sigma_min(tmp_path, source):
