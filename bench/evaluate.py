@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import write_png
 from tqdm import tqdm
 
 from bench.loading import load_student, one_line
@@ -109,8 +109,9 @@ def check_seeds(alone: Tensor, batch: Tensor, name: str) -> None:
 def save_images(images: Tensor, folder: Path, first_seed: int) -> None:
     """Write uint8 images (N, C, H, W) as PNG files named by their seeds."""
     folder.mkdir()
-    for seed, image in enumerate(tqdm(images, desc="saving images", leave=False), first_seed):
-        write_png(image, str(folder / f"{seed:07d}.png"))
+    arrays = images.squeeze(1) if images.shape[1] == 1 else images.permute(0, 2, 3, 1)
+    for seed, array in enumerate(tqdm(arrays.numpy(), desc="saving images", leave=False), first_seed):
+        Image.fromarray(array).save(folder / f"{seed:07d}.png")
 
 
 class Evaluator:

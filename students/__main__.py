@@ -1,4 +1,4 @@
-"""`python -m students list` and `python -m students train METHOD --task TASK`."""
+"""`python -m students list`, `train METHOD --task TASK` and `convert IN OUT`."""
 
 import argparse
 import sys
@@ -26,10 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--state", type=Path, help="folder of checkpoints (default: run/train/METHOD-TASK)")
     train.add_argument("--out", type=Path, help="weights file to write (default: the weights that ship)")
     add_data_root(train)
+    convert = commands.add_parser("convert", help="a public checkpoint as safetensors, without running its code")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("out", type=Path, help="ends in .safetensors")
+    convert.add_argument("--trust-pickle", action="store_true", help="run the code of a pickle that has to be run")
     arguments = parser.parse_args(argv)
     try:
         apply_data_root(arguments)
-        return {"list": _list, "train": _train}[arguments.command](arguments)
+        return {"list": _list, "train": _train, "convert": _convert}[arguments.command](arguments)
     except FewstepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -59,6 +63,14 @@ def _train(arguments) -> int:
 
     state = arguments.state or Path("run", "train", f"{arguments.method}-{arguments.task}")
     path = train_teacher(arguments.task, arguments.out, arguments.seed, arguments.device, arguments.time_limit, state)
+    print(f"wrote {path} and {path.with_suffix('.json')}")
+    return 0
+
+
+def _convert(arguments) -> int:
+    from students.checkpoints.convert import convert
+
+    path = convert(arguments.source, arguments.out, arguments.trust_pickle)
     print(f"wrote {path} and {path.with_suffix('.json')}")
     return 0
 

@@ -67,7 +67,26 @@ def _read_diffusers(card: Card | None, path: Path) -> nn.Module:
     return load_diffusers_folder(card.folder, card.classes) if card else load_diffusers_folder(path)
 
 
-READERS = {"edm_pickle": _read_edm_pickle, "safetensors": _read_converted, "diffusers": _read_diffusers}
+def _read_edm_state_dict(card: Card, path: Path) -> nn.Module:
+    from students.checkpoints.edm_pickle import build_denoiser, from_state_dict
+    from students.checkpoints.openai import read_state_dict
+
+    return build_denoiser(from_state_dict(read_state_dict(path), path))
+
+
+def _read_openai(card: Card, path: Path) -> nn.Module:
+    from students.checkpoints.openai import load_openai
+
+    return load_openai(path, card.network, card.kind == "consistency")
+
+
+READERS = {
+    "edm_pickle": _read_edm_pickle,
+    "edm_state_dict": _read_edm_state_dict,
+    "openai": _read_openai,
+    "safetensors": _read_converted,
+    "diffusers": _read_diffusers,
+}
 SUFFIXES = {".safetensors": "safetensors", ".pkl": "edm_pickle"}
 
 
@@ -86,9 +105,9 @@ class FewStepStudent(SolverStudent):
         self.options = {"levels": {str(n): levels[n] for n in steps}, **self.solver_options}
 
     def check(self, n_steps, guidance=1.0):
-        super().check(n_steps, guidance)
         if guidance != 1:
             raise FewstepError(f"{self.name} was distilled without guidance: leave guidance at 1")
+        super().check(n_steps)
 
     def times(self, n_steps: int):
         return make_grid(self.levels[n_steps], self.denoiser.schedule, n_steps)

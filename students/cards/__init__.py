@@ -19,7 +19,6 @@ FILE = "file"  # the family of checkpoints of one's own: file:PATH
 MODELS = "models"  # the folder of checkpoints below the data root
 KINDS = ("teacher", "consistency", "generator")
 FORMATS = ("edm_pickle", "edm_state_dict", "openai", "diffusers", "safetensors")
-NOT_READ_YET = ("edm_state_dict", "openai")  # formats that have cards, and no reader in students/pretrained.py
 WEIGHT_SUFFIXES = (".json", ".safetensors", ".bin")  # what a folder of diffusers is read from
 
 
@@ -78,12 +77,7 @@ class Card:
         ]
 
     def fetch(self) -> list[Path]:
-        """Its files, downloaded where they are missing and a network is there.
-
-        Raises MissingFile, and FewstepError before any download if nothing can read them.
-        """
-        if self.format in NOT_READ_YET:
-            raise FewstepError(f"{self.spec}: checkpoints of format {self.format!r} cannot be read yet; take another")
+        """Its files, downloaded where they are missing and a network is there; raises MissingFile."""
         return [file.fetch() for file in self.data_files()]
 
 
