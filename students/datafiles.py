@@ -91,16 +91,19 @@ class DataFile:
         return self.path
 
     def _download(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
-            with urllib.request.urlopen(self.url, timeout=TIMEOUT_SECONDS) as response, open(part, "wb") as file:
-                size = int(response.headers.get("Content-Length", 0)) or None
-                with tqdm.wrapattr(file, "write", total=size, desc=f"downloading {self.path.name}") as sink:
+        with urllib.request.urlopen(self.url, timeout=TIMEOUT_SECONDS) as response:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            size = int(response.headers.get("Content-Length", 0)) or None
+            try:
+                with (
+                    open(part, "wb") as file,
+                    tqdm.wrapattr(file, "write", total=size, desc=f"downloading {self.path.name}") as sink,
+                ):
                     shutil.copyfileobj(response, sink, 2**20)
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
+                part.replace(self.path)
+            finally:
+                part.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:
