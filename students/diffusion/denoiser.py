@@ -43,8 +43,8 @@ class Denoiser(nn.Module):
     prediction: "x0", "eps", "v", "flow", whose network is conditioned on t, or "edm", whose network is
         conditioned on log(sigma) / 4 and preconditioned as in EDM [2206.00364], Table 1, in VE coordinates.
     shape: of one sample, without the batch. classes: how many, or None.
-    The network runs on x in the dtype of its parameters, its condition stays float32 (a bfloat16 cannot tell near
-    noise levels apart); the result comes back in the dtype of x.
+    The network runs on x in the dtype of its parameters, its condition in float32 or better (bfloat16 cannot
+    tell near noise levels apart); the result comes back in the dtype of x.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Denoiser(nn.Module):
             return PREDICTIONS[self.prediction](f, x, expand(alpha, x), expand(sigma, x))
         sigma, data = sigma / alpha, self.sigma_data
         norm = (sigma**2 + data**2).sqrt()
-        f = self.evaluate(x * expand(1 / (alpha * norm), x), -self.schedule.lam(t) / 4, labels, numbers)
+        f = self.evaluate(x * expand(1 / (alpha * norm), x), sigma.log() / 4, labels, numbers)
         return expand(data**2 / (alpha * norm**2), x) * x + expand(sigma * data / norm, x) * f
 
     def evaluate(
@@ -88,13 +88,14 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """The raw network output."""
         dtype = next(self.network.parameters()).dtype
+        precise = torch.promote_types(dtype, torch.float32)
         if condition.ndim == 0:
-            condition = x.new_empty(len(x)).fill_(condition)
-        inputs = [x.to(dtype), condition.to(x)]
+            condition = x.new_empty(len(x), dtype=precise).fill_(condition)
+        inputs = [x.to(dtype), condition.to(x.device, precise)]
         if self.classes is not None:
             inputs.append(x.new_full((len(x),), self.classes, dtype=torch.int64) if labels is None else labels)
         if numbers is not None:
-            return self.network(*inputs, numbers=numbers.to(x)).to(x.dtype)
+            return self.network(*inputs, numbers=numbers.to(x.device, precise)).to(x.dtype)
         return self.network(*inputs).to(x.dtype)
 
 

@@ -406,6 +406,9 @@ def test_network_runs_in_its_own_dtype():
         out = Denoiser(network, VPLinear(), "x0", (3,))(torch.zeros(2, 3, dtype=dtype), 0.5)
         assert out.dtype == dtype
         assert {i.dtype for i in network.inputs} == {torch.float32}
+    network = Answer(torch.ones(2, 3), torch.bfloat16)
+    Denoiser(network, VPLinear(), "x0", (3,))(torch.zeros(2, 3), 0.5)
+    assert [i.dtype for i in network.inputs] == [torch.bfloat16, torch.float32], "noise levels stay precise"
 
 
 def test_no_label_is_the_class_behind_the_last():
