@@ -100,7 +100,7 @@ def train_teacher(
     if device.type == "cuda":
         denoiser.network.to(memory_format=torch.channels_last).compile()
 
-    def loss(generator, step):
+    def loss(generator):
         rows = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
         x0 = images[rows].float() / 127.5 - 1
         if recipe.flips:
@@ -121,6 +121,7 @@ def train_teacher(
         state=state,
         config=described,
         time_limit=time_limit,
+        networks={"teacher": [denoiser]},
         title=f"teacher of {name}",
     )
     finished = record["steps"] == record["planned_steps"]
@@ -134,7 +135,6 @@ def train_teacher(
         described
         | record
         | {
-            "network_evaluations": record["images_seen"],
             "parameters": sum(p.numel() for p in averaged.parameters()),
             "class_counts": labels.bincount(minlength=recipe.classes).tolist(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

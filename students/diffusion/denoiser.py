@@ -66,26 +66,21 @@ class Denoiser(nn.Module):
         self.classes = classes
         self.sigma_data = sigma_data
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
-        """x: (N, *shape). t: 0-d or (N,). labels: (N,) int64, `classes` for none, or None for none at all.
-
-        numbers: (N, n) for networks that take some, such as a guidance scale or a second time.
-        """
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x: (N, *shape). t: 0-d or (N,). labels: (N,) int64, `classes` for none, or None for none at all."""
         t = torch.as_tensor(t, dtype=torch.float64)
         if t.ndim:
             t = t.to(x.device)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.prediction != EDM:
-            f = self.evaluate(x, t, labels, numbers)
+            f = self.evaluate(x, t, labels)
             return PREDICTIONS[self.prediction](f, x, expand(alpha, x), expand(sigma, x))
         sigma, data = sigma / alpha, self.sigma_data
         norm = (sigma**2 + data**2).sqrt()
-        f = self.evaluate(x * expand(1 / (alpha * norm), x), sigma.log() / 4, labels, numbers)
+        f = self.evaluate(x * expand(1 / (alpha * norm), x), sigma.log() / 4, labels)
         return expand(data**2 / (alpha * norm**2), x) * x + expand(sigma * data / norm, x) * f
 
-    def evaluate(
-        self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
-    ) -> Tensor:
+    def evaluate(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
         """The raw network output."""
         dtype = next(self.network.parameters()).dtype
         precise = torch.promote_types(dtype, torch.float32)
@@ -94,8 +89,6 @@ class Denoiser(nn.Module):
         inputs = [x.to(dtype), condition.to(x.device, precise)]
         if self.classes is not None:
             inputs.append(x.new_full((len(x),), self.classes, dtype=torch.int64) if labels is None else labels)
-        if numbers is not None:
-            return self.network(*inputs, numbers=numbers.to(x.device, precise)).to(x.dtype)
         return self.network(*inputs).to(x.dtype)
 
 

@@ -57,7 +57,7 @@ def step_seed(seed: int, step: int) -> int:
 
 def train(
     model: nn.Module,
-    loss: Callable[[torch.Generator, int], Tensor],
+    loss: Callable[[torch.Generator], Tensor],
     *,
     steps: int,
     batch_size: int,
@@ -72,17 +72,15 @@ def train(
     config: dict | None = None,
     save_every: float = 300.0,
     time_limit: float = math.inf,
-    averages: dict[str, EMA] | None = None,
     networks: dict[str, Sequence[nn.Module]] | None = None,
     title: str = "training",
 ) -> tuple[nn.Module, dict]:
-    """Minimise `loss(generator, step)`, the mean loss of a fresh batch, over the parameters of `model`.
+    """Minimise `loss(generator)`, the mean loss of a fresh batch, over the parameters of `model`.
 
     generator: on the model's device; what the batch draws, it draws from it (dropout uses the global one).
     dtype: bfloat16 runs the networks under autocast, float32 as they are.
     state: a folder for checkpoints, one every `save_every` seconds and one at the end. A checkpoint found there
         is continued, if it is of the same `config`. time_limit: seconds, after which this call stops.
-    averages: moving averages of `model` that the loss uses, updated after every step and stored with the rest.
     networks: modules by role ("teacher", "student"), whose evaluations are counted, one for each row of a batch.
 
     Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, images_per_second (without
@@ -95,7 +93,7 @@ def train(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type == "cuda"
     )
-    followers = {"ema": EMA(model, ema_decay), **(averages or {})}
+    ema = EMA(model, ema_decay)
     rows = dict.fromkeys(networks or {}, 0)
     losses = torch.zeros(steps)
     first, before = 0, 0.0
@@ -106,7 +104,7 @@ def train(
             first, before = progress["step"], progress["seconds"]
             rows |= progress["evaluations"]
             losses[:first] = tensors.pop("losses")
-            _restore(tensors, model, followers, optimiser, first)
+            _restore(tensors, model, ema, optimiser, first)
     generator = torch.Generator(device)
     pending: list[Tensor] = []  # losses that may not have been computed yet; where a gradient is not finite, its norm
     start = saved = warm = time.monotonic()
@@ -130,7 +128,7 @@ def train(
             )
 
     def checkpoint() -> None:
-        tensors = _state(model, followers, optimiser) | {"losses": losses[:step]}
+        tensors = _state(model, ema, optimiser) | {"losses": losses[:step]}
         save_checkpoint(state, config, tensors, {"step": step, "seconds": seconds(), "evaluations": rows})
 
     model.train()
@@ -145,13 +143,12 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, lr, warmup)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                value = loss(generator, step)
+                value = loss(generator)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
-            for follower in followers.values():
-                follower.update(model)
+            ema.update(model)
             pending.append(torch.where(norm.isfinite(), value.detach(), norm))
             step += 1
             bar.update()
@@ -167,7 +164,7 @@ def train(
                     saved = time.monotonic()
             if stop:
                 break
-    return followers["ema"].module, {
+    return ema.module, {
         "steps": step,
         "planned_steps": steps,
         "images_seen": step * batch_size,
@@ -208,31 +205,24 @@ def count_rows(networks: dict[str, Sequence[nn.Module]], rows: dict[str, int]) -
             hook.remove()
 
 
-def _state(model: nn.Module, followers: dict[str, EMA], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What a step changes, as named tensors."""
-    modules = {"model": model} | {name: follower.module for name, follower in followers.items()}
-    tensors = {
-        f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
-    }
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in ema.module.state_dict().items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     return tensors
 
 
 def _restore(
-    tensors: dict[str, Tensor],
-    model: nn.Module,
-    followers: dict[str, EMA],
-    optimiser: torch.optim.Optimizer,
-    step: int,
+    tensors: dict[str, Tensor], model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, step: int
 ) -> None:
     def part(prefix):
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     model.load_state_dict(part("model."))
-    for name, follower in followers.items():
-        follower.module.load_state_dict(part(f"{name}."))
-        follower.updates = step
+    ema.module.load_state_dict(part("ema."))
+    ema.updates = step
     parameters = list(model.parameters())
     moments: dict[int, dict] = {}
     for name, tensor in part("optimiser.").items():

@@ -24,7 +24,7 @@ def test_the_loop_finds_the_minimum_of_a_quadratic():
     model = nn.Linear(1, 1, bias=False)
     averaged, record = train(
         model,
-        lambda generator, step: (model.weight - 3).square().sum(),
+        lambda generator: (model.weight - 3).square().sum(),
         steps=300,
         batch_size=4,
         lr=0.1,
@@ -37,7 +37,7 @@ def test_the_loop_finds_the_minimum_of_a_quadratic():
 
 def test_the_loop_stops_at_the_time_limit():
     model = nn.Linear(1, 1)
-    _, record = train(model, lambda *_: model.weight.sum() ** 2, steps=1000, batch_size=1, lr=0.1, time_limit=0.0)
+    _, record = train(model, lambda _: model.weight.sum() ** 2, steps=1000, batch_size=1, lr=0.1, time_limit=0.0)
     assert (record["steps"], record["planned_steps"], record["loss_curve"][-1][0]) == (1, 1000, 1)
 
 
@@ -80,7 +80,7 @@ def test_a_teacher_trains_repeatably_saves_and_loads(tmp_path, monkeypatch):
     monkeypatch.setitem(teachers.RECIPES, "digits", replace(RECIPES["digits"], steps=3, batch_size=8))
     path = train_teacher("digits", tmp_path / "teacher.safetensors")
     record = json.loads(path.with_suffix(".json").read_text())
-    assert record["task"] == "digits" and record["images_seen"] == 24 and record["network_evaluations"] == 24
+    assert record["task"] == "digits" and record["images_seen"] == 24 and record["evaluations"] == {"teacher": 24}
     assert {"seed", "seconds", "commit", "recipe", "sha256", "class_counts"} <= record.keys()
     teacher = load_teacher("digits", path)
     assert teacher(torch.zeros(2, 1, 8, 8), torch.tensor(0.5)).shape == (2, 1, 8, 8)
@@ -120,7 +120,7 @@ def digits_run(state=None, dtype=torch.float32, steps=4, objective=denoising_los
     split = load_data("digits").train
     model = build(recipe)
 
-    def loss(generator, step):
+    def loss(generator):
         rows = torch.randint(len(split.samples), (8,), generator=generator)
         x0 = split.samples[rows].float() / 127.5 - 1
         return objective(model, x0, split.labels[rows], generator, recipe.p_mean, recipe.p_std, 0.1)
@@ -282,7 +282,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 def test_a_state_folder_that_cannot_be_written_shows_before_the_first_step(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FewstepError, match=r"cannot write checkpoints in .*file"):
-        train(nn.Linear(1, 1), lambda *_: pytest.fail("trained"), steps=9, batch_size=1, lr=1, state=tmp_path / "file")
+        train(nn.Linear(1, 1), lambda _: pytest.fail("trained"), steps=9, batch_size=1, lr=1, state=tmp_path / "file")
 
 
 @pytest.mark.parametrize("spoil", [lambda loss: loss * float("nan"), lambda loss: loss + (loss * 0).sqrt()])
@@ -291,7 +291,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_and_keeps_the_last_good_che
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     model, steps = nn.Linear(1, 1), []
 
-    def loss(generator, step):
+    def loss(generator):
         steps.append(len(steps))
         value = model.weight.sum() ** 2
         return spoil(value) if steps[-1] == 5 else value
@@ -308,7 +308,7 @@ def test_restored_moments_lie_in_memory_like_their_parameters():
 
     def trained():
         model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        return model, {"ema": EMA(model, 0.9)}, torch.optim.AdamW(model.parameters())
+        return model, EMA(model, 0.9), torch.optim.AdamW(model.parameters())
 
     model, ema, optimiser = trained()
     model(torch.ones(1, 3, 4, 4)).sum().backward()
