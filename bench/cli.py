@@ -188,7 +188,7 @@ def _leaderboard(arguments) -> int:
     from bench import report
 
     for task, store in _stored(arguments):
-        print(f"wrote {report.write_leaderboard(report.variants(task, store), store, arguments.out)}")
+        print(f"wrote {report.write_leaderboard(task, store, arguments.out)}")
     return 0
 
 

@@ -101,7 +101,7 @@ class Store:
 
     def cells(self) -> list[dict]:
         """Every cell of the store, oldest first."""
-        ids = [path.parent.name for path in self.folder.glob("*/cell.json")]
+        ids = [path.parent.name for path in self.folder.glob("[!.]*/cell.json")]
         return sorted(filter(None, map(self.load, ids)), key=lambda cell: cell["provenance"]["finished"])
 
 

@@ -31,19 +31,21 @@ def write(task: Task, store: Store, out: Path, folder: str) -> list[Path]:
     return write_report(cells, folder, metric, directions(task), out)
 
 
-def write_leaderboard(tasks: list[Task], store: Store, out: Path) -> Path:
+def write_leaderboard(task: Task, store: Store, out: Path) -> Path:
     """Write `out/leaderboards/<task>.md` with a part for each of the task's `variants`; returns its path."""
     from bench.report import leaderboard
 
     parts = []
-    for task in tasks:
-        reference = "exact moments and samples" if task.extractor is None else "training half"
+    for variant in variants(task, store):
+        reference = "exact moments and samples" if variant.extractor is None else "training half"
         about = {
-            "reference": f"{reference} of `{task.data}`",
-            "extractor": f"`{task.extractor}`" if task.extractor else "none",
+            "reference": f"{reference} of `{variant.data}`",
+            "extractor": f"`{variant.extractor}`" if variant.extractor else "none",
         }
-        cells, metric = _cells(store.cells(), task, store)
-        parts.append((cells, metric, directions(task), about))
+        if variant != task:
+            about["not the task's protocol"] = f"which has {task.samples} samples, extractor `{task.extractor}`"
+        cells, metric = _cells(store.cells(), variant, store)
+        parts.append((cells, metric, directions(variant), about))
     return leaderboard.write_leaderboard(parts, out)
 
 

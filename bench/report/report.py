@@ -6,7 +6,7 @@ import pandas as pd
 
 from bench.identity import code_hash, digest
 from bench.report.files import is_current, png, safe_name, write_atomically
-from bench.report.tables import PROTOCOL, REAL, aggregate, protocols, to_text, write_results
+from bench.report.tables import PROTOCOL, REAL, aggregate, latency_text, protocols, to_text, write_results
 
 TITLES = {"nfe": "network evaluations", "latency_ms": "latency"}
 
@@ -19,7 +19,7 @@ def write_report(cells: pd.DataFrame, name: str, metric: str, better: dict[str, 
     """
     folder = Path(out_dir) / "reports" / name
     task_name = cells["task"].iloc[0]
-    text = to_text(cells, metric, better)
+    text = "\n\n".join(filter(None, [to_text(cells, metric, better), latency_text(cells)]))
     paths = [
         write_results(cells, folder / "results.csv"),
         write_atomically(folder / "table.md", f"# {name}\n\n```\n{text}\n```\n".encode()),

@@ -7,6 +7,7 @@ import pytest
 from bench.identity import code_hash, digest
 from bench.plan import plan
 from bench.tasks import load_task
+from students.errors import FewstepError
 
 TASK = load_task("digits")
 
@@ -81,7 +82,7 @@ def test_code_hash_sees_code_and_not_prose(tmp_path, monkeypatch):
 
 
 def test_digest_rejects_what_is_not_plain_json():
-    with pytest.raises(TypeError):
+    with pytest.raises(FewstepError, match="finite numbers"):
         digest({"a": {1, 2}})
-    with pytest.raises(ValueError):
+    with pytest.raises(FewstepError, match="finite numbers"):
         digest({"a": float("nan")})

@@ -30,7 +30,7 @@ def test_a_student_enters_with_its_most_steps_and_not_with_its_best_score():
     table = aggregate(cells)
     assert within_budget(table, 4).set_index("student")["fd"].to_dict() == {"a": 7.0, "b": 3.0}
     assert within_budget(table, 3)[["student", "steps"]].values.tolist() == [["a", 2]]
-    found = rankings(leaderboard(cells, "fd", LOWER, {}))
+    found = rankings(leaderboard([(cells, "fd", LOWER, {})]))
     assert {budget: [row[1:5] for row in rows] for budget, rows in found.items()} == {
         2: [["a", "2", "2", "1.00"]],
         4: [["b", "4", "4", "3.00"], ["a", "4", "4", "7.00"]],
@@ -40,7 +40,7 @@ def test_a_student_enters_with_its_most_steps_and_not_with_its_best_score():
 def test_measured_evaluations_count_and_not_steps():
     cells = tiny(("heun", 2, 0, 5.0), ("heun", 4, 0, 2.0), ("ddim", 4, 0, 3.0))
     cells["nfe"] = [3.0, 7.0, 4.0]
-    found = rankings(leaderboard(cells, "fd", LOWER, {}))
+    found = rankings(leaderboard([(cells, "fd", LOWER, {})]))
     assert [row[1:4] for row in found[4]] == [["ddim", "4", "4"], ["heun", "2", "3"]]
     assert [row[1:4] for row in found[8]] == [["heun", "4", "7"], ["ddim", "4", "4"]]
 
@@ -54,11 +54,11 @@ def test_ties_are_judged_against_the_first_of_a_rank():
 
 def test_higher_is_better():
     cells = tiny(("a", 2, 0, 1.0), ("b", 2, 0, 2.0))
-    assert [row[1] for row in rankings(leaderboard(cells, "fd", {"fd": "higher"}, {}))[2]] == ["b", "a"]
+    assert [row[1] for row in rankings(leaderboard([(cells, "fd", {"fd": "higher"}, {})]))[2]] == ["b", "a"]
 
 
 def test_the_page_states_its_protocol_and_rule(sweep):
-    text = leaderboard(sweep, "fd_digits_cnn", BETTER, {"reference": "training half", "extractor": "`digits_cnn`"})
+    text = leaderboard([(sweep, "fd_digits_cnn", BETTER, {"reference": "training half", "extractor": "`digits_cnn`"})])
     for words in (
         "899 samples, 3 seed blocks, guidance 1, float32", "reference: training half", "extractor: `digits_cnn`",
         "device: cpu x2", "python -m bench leaderboard digits", "largest step count", "pooled standard deviation",
@@ -73,15 +73,16 @@ def test_the_page_states_its_protocol_and_rule(sweep):
 
 
 def test_protocols_have_their_own_tables():
-    text = leaderboard(tiny(("a", 2, 0, 1.0)), "fd", LOWER, {})
-    both = leaderboard(tiny(("a", 2, 0, 1.0), ("b", 2, 0, 1.0)).assign(guidance=[1.0, 2.0]), "fd", LOWER, {})
+    text = leaderboard([(tiny(("a", 2, 0, 1.0)), "fd", LOWER, {})])
+    guided = tiny(("a", 2, 0, 1.0), ("b", 2, 0, 1.0)).assign(guidance=[1.0, 2.0])
+    both = leaderboard([(guided, "fd", LOWER, {})])
     assert text.count("### At most") == 1 and both.count("### At most") == 2
     assert "guidance 2" in both and "guidance 2" not in text
 
 
 def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     cells = tiny(("a", 2, 0, 1.0))
-    path = write_leaderboard(cells, "fd", LOWER, tmp_path, {})
+    path = write_leaderboard([(cells, "fd", LOWER, {})], tmp_path)
     assert path == tmp_path / "leaderboards" / "t.md"
     before = path.read_text()
 
@@ -92,5 +93,11 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
     with pytest.raises(FewstepError, match=r"t\.md: No space left on device; give another folder with --out"):
-        write_leaderboard(tiny(("a", 2, 0, 2.0)), "fd", LOWER, tmp_path, {})
+        write_leaderboard([(tiny(("a", 2, 0, 2.0)), "fd", LOWER, {})], tmp_path)
     assert path.read_text() == before
+
+
+def test_parts_of_other_extractors_follow_with_their_own_metric():
+    other = tiny(("a", 2, 0, 5.0)).rename(columns={"fd": "fid768"})
+    text = leaderboard([(tiny(("a", 2, 0, 1.0)), "fd", LOWER, {}), (other, "fid768", {"fid768": "lower"}, {})])
+    assert text.count("## ") - text.count("### ") == 2 and "`fid768`" in text

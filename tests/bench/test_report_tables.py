@@ -10,6 +10,8 @@ from bench.report.tables import (
     aggregate,
     describe,
     footnotes,
+    latency_table,
+    latency_text,
     plus_minus,
     protocols,
     quality_table,
@@ -207,3 +209,14 @@ def test_csv_reads_back_what_was_aggregated(sweep, tmp_path):
     for name in numbers:
         np.testing.assert_array_equal(pd.to_numeric(back[name], errors="coerce"), table[name])  # to the last bit
     assert list(back["reason"]) == list(table["reason"])
+
+
+def test_latencies_stand_side_by_side_and_never_mix_devices(tmp_path):
+    cells = make_cells(tmp_path).assign(throughput_ms=0.25, throughput_batch=256.0)
+    table = latency_table(cells)
+    assert set(table.index) == set(cells["student"]) - {"real"}
+    assert {label for _, label in table} == {"batch 1", "in batch"} and "0.25" in set(table.iloc[0])
+    elsewhere = cells.assign(device="gpu")
+    text = latency_text(pd.concat([cells, elsewhere]))
+    assert text.count("milliseconds an image") == 2 and "in a batch of 256" in text
+    assert latency_text(cells.drop(columns=["latency_ms", "throughput_ms"])) == ""
