@@ -308,7 +308,7 @@ def test_a_killed_run_is_continued_to_the_same_numbers(tmp_path):
     arguments = ["run", "gaussians", "--steps", "1", "2", "4", "--students", "ddim", "ddpm", "--samples", "500"]
     process = command(*arguments, "--out", tmp_path / "killed", start_new_session=True)
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "killed").rglob("cell.json"))) < 3:
+    while len(list((tmp_path / "killed/run/gaussians").glob("[!.]*/cell.json"))) < 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
