@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from students.diffusion.denoiser import Denoiser, expand
+from students.diffusion.denoiser import Denoiser, consistency_scalings, expand
 from students.diffusion.schedules import VE, Schedule
 from students.errors import FewstepError, WeightsError, unknown
 
@@ -95,11 +95,7 @@ class UNetDenoiser(Denoiser):
         """What the network calls the time t."""
         return t * len(self.schedule.alphas_cumprod) - 1
 
-    def evaluate(
-        self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
-    ) -> Tensor:
-        if numbers is not None:
-            raise FewstepError("a UNet2DModel takes no inputs beside time and class: build students.networks.unet.UNet")
+    def evaluate(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
         timestep = self.timestep(condition)
         if timestep.ndim == 0:
             timestep = x.new_empty(len(x), dtype=torch.float32).fill_(timestep)
@@ -114,9 +110,7 @@ class UNetDenoiser(Denoiser):
 class ConsistencyFunction(UNetDenoiser):
     """A `UNet2DModel` that carries a state to sigma_min along its trajectory (Song et al. [2303.01469], App. C).
 
-    f(x, sigma) = c_skip x + c_out F(x / sqrt(sigma^2 + d^2), 250 log sigma), d = sigma_data, with
-    c_skip = d^2 / ((sigma - sigma_min)^2 + d^2) and c_out = d (sigma - sigma_min) / sqrt(sigma^2 + d^2).
-    clip: f is limited to [-1, 1].
+    f(x, sigma) = c_skip x + c_out F(c_in x, 250 log sigma) with `consistency_scalings`. clip: f is limited to [-1, 1].
     """
 
     def __init__(self, unet, schedule: VE, classes: int | None, sigma_data: float, clip: bool):
@@ -129,10 +123,9 @@ class ConsistencyFunction(UNetDenoiser):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         t = torch.as_tensor(t, dtype=torch.float64)
-        sigma, above = expand(t, x), expand(t - self.schedule.t_min, x)
-        norm = (sigma**2 + self.sigma_data**2).sqrt()
-        f = self.evaluate(x / norm, t.to(x.device) if t.ndim else t, labels)
-        x0 = self.sigma_data**2 / (above**2 + self.sigma_data**2) * x + above * self.sigma_data / norm * f
+        t = t.to(x.device) if t.ndim else t
+        c_skip, c_out, c_in = (expand(c, x) for c in consistency_scalings(t, self.schedule.t_min, self.sigma_data))
+        x0 = c_skip * x + c_out * self.evaluate(c_in * x, t, labels)
         return x0.clamp(-1, 1) if self.clip else x0
 
 

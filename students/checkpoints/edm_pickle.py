@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from students.checkpoints.safetensors_file import load_into
-from students.diffusion.denoiser import EDM, Denoiser, expand
+from students.diffusion.denoiser import EDM, Denoiser, consistency_scalings, expand
 from students.diffusion.schedules import VE
 from students.errors import FewstepError, WeightsError
 from students.networks.edm import NETWORKS
@@ -49,22 +49,19 @@ class EDMNetwork:
 class ConsistencyDenoiser(Denoiser):
     """EDM's network with D(x, sigma_min) = x: what ECT [2406.14548] calls ECMPrecond.
 
-    D = c_skip x + c_out F(x / sqrt(sigma^2 + d^2), log(sigma) / 4), d = sigma_data, with
-    c_skip = d^2 / ((sigma - sigma_min)^2 + d^2) and c_out = d (sigma - sigma_min) / sqrt(sigma^2 + d^2).
+    D = c_skip x + c_out F(c_in x, log(sigma) / 4) with `consistency_scalings`.
     """
 
     def __init__(self, network, shape, classes, sigma_data, sigma_min):
         super().__init__(network, VE(t_min=sigma_min), EDM, shape, classes, sigma_data)
         self.sigma_min = sigma_min
 
-    def forward(self, x, t, labels=None, numbers=None):
+    def forward(self, x, t, labels=None):
         t = torch.as_tensor(t, dtype=torch.float64)
         if t.ndim:
             t = t.to(x.device)
-        sigma, above, d = expand(t, x), expand(t - self.sigma_min, x), self.sigma_data
-        norm = (sigma**2 + d**2).sqrt()
-        f = self.evaluate(x / norm, t.log() / 4, labels, numbers)
-        return d**2 / (above**2 + d**2) * x + above * d / norm * f
+        c_skip, c_out, c_in = (expand(c, x) for c in consistency_scalings(t, self.sigma_min, self.sigma_data))
+        return c_skip * x + c_out * self.evaluate(c_in * x, t.log() / 4, labels)
 
 
 def build_denoiser(network: EDMNetwork) -> Denoiser:

@@ -35,6 +35,16 @@ PREDICTIONS: dict[str, Callable[..., Tensor]] = {
 EDM = "edm"
 
 
+def consistency_scalings(sigma: Tensor, sigma_min: float, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """c_skip, c_out, c_in of f(x, sigma) = c_skip x + c_out F(c_in x), which is x at sigma_min ([2303.01469], App. C).
+
+    c_skip = d^2 / ((sigma - sigma_min)^2 + d^2), c_out = d (sigma - sigma_min) c_in, c_in = 1 / sqrt(sigma^2 + d^2),
+    d = sigma_data.
+    """
+    above, c_in = sigma - sigma_min, 1 / (sigma**2 + sigma_data**2).sqrt()
+    return sigma_data**2 / (above**2 + sigma_data**2), sigma_data * above * c_in, c_in
+
+
 class Denoiser(nn.Module):
     """A network, a noise schedule and a parameterisation.
 
