@@ -32,12 +32,14 @@ class DinoV2(FeatureExtractorBase):
 
     def __init__(self, name, features_list, feature_extractor_weights_path, **kwargs):
         super().__init__(name, features_list)
-        self.network = VisionTransformer(img_size=SIZE, patch_size=PATCH, init_values=1, num_classes=0, **NETWORK)
         path = Path(feature_extractor_weights_path)
         state = read_state_dict(path)
         state.pop("mask_token", None)  # only for training
         if "pos_embed" in state:
             state["pos_embed"] = resized_positions(state["pos_embed"], SIZE // PATCH)
+        with torch.device("meta"):
+            network = VisionTransformer(img_size=SIZE, patch_size=PATCH, init_values=1, num_classes=0, **NETWORK)
+        self.network = network.to_empty(device="cpu")
         load_into(self.network, state, path)
         self.requires_grad_(False).eval()
 

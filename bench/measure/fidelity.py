@@ -17,7 +17,8 @@ KID = {
     "verbose": False,
 }
 KID_SUBSET_SIZE = 1000
-PRC = {"prc_neighborhood": 3, "prc_batch_size": 10_000, "save_cpu_ram": True, "verbose": False}
+# 500 rows against all others at a time: the distances of 50,000 x 50,000 rows never take more than 0.5 GB
+PRC = {"prc_neighborhood": 3, "prc_batch_size": 500, "save_cpu_ram": True, "verbose": False}
 ISC = {"splits": 10, "shuffle": True, "rng_seed": 2020}
 
 
