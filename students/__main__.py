@@ -7,24 +7,33 @@ from pathlib import Path
 from students.cards import listing
 from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError, unknown
-from students.recipes import RECIPES
-from students.registry import STUDENTS
+from students.recipes import EXACT, RECIPES, UNCONDITIONAL
+from students.registry import METHODS, STUDENTS
 
-METHODS = {"teacher": "the task's teacher, by denoising score matching"}
+TEACHER = "teacher"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m students", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every student by name, and what can be trained")
-    train = commands.add_parser("train", help="train a method on a task")
-    train.add_argument("method", help=", ".join(METHODS))
-    train.add_argument("--task", required=True, help=", ".join(RECIPES))
+    train = commands.add_parser("train", help="train a teacher, or distil a student")
+    train.add_argument("method", help=", ".join([TEACHER, *METHODS]))
+    train.add_argument("--task", required=True, help=", ".join([*RECIPES, *UNCONDITIONAL, *EXACT]))
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default="cpu")
     train.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS")
     train.add_argument("--state", type=Path, help="folder of checkpoints (default: run/train/METHOD-TASK)")
-    train.add_argument("--out", type=Path, help="weights file to write (default: the weights that ship)")
+    train.add_argument("--out", type=Path, help="of a teacher the weights file, of a method their folder, "
+                       "to write (default: the weights that ship)")  # fmt: skip
+    train.add_argument(
+        "--teacher", help="distil another than the task's: weights of its recipe, file:PATH ..."
+    )
+    train.add_argument("--pairs", type=Path, help="folder of noise-image pairs (default: named by what makes them)")
+    train.add_argument("--budget", type=float, help="network evaluations, relative to the teacher's own training")
+    train.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings",
+                       help="of the loop: steps, batch_size, lr, warmup, ema_decay, clip")  # fmt: skip
+    train.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the method (see its file)")
     add_data_root(train)
     convert = commands.add_parser("convert", help="a public checkpoint as safetensors, without running its code")
     convert.add_argument("source", type=Path)
@@ -51,20 +60,55 @@ def _list(arguments) -> int:
     for spec, summary in listing():
         print(f"  {spec:<36}{summary}")
     print("methods (python -m students train METHOD --task TASK):")
-    for name, summary in METHODS.items():
-        print(f"  {name:<22}{summary}; tasks: {', '.join(RECIPES)}")
+    print(f"  {TEACHER:<22}the task's teacher, by denoising score matching; tasks: {', '.join(RECIPES)}")
+    for name, entry in METHODS.items():
+        print(f"  {name:<22}{entry.summary}")
     return 0
 
 
 def _train(arguments) -> int:
-    if arguments.method not in METHODS:
-        raise unknown("method", arguments.method, METHODS)
-    from students.teachers import train_teacher
-
+    if arguments.method != TEACHER and arguments.method not in METHODS:
+        raise unknown("method", arguments.method, [TEACHER, *METHODS])
     state = arguments.state or Path("run", "train", f"{arguments.method}-{arguments.task}")
-    path = train_teacher(arguments.task, arguments.out, arguments.seed, arguments.device, arguments.time_limit, state)
-    print(f"wrote {path} and {path.with_suffix('.json')}")
+    common = (arguments.task, arguments.out, arguments.seed, arguments.device, arguments.time_limit, state)
+    if arguments.method == TEACHER:
+        from students.teachers import train_teacher
+
+        given = [key for key in ("teacher", "pairs", "budget", "settings", "options") if getattr(arguments, key)]
+        if given:
+            raise FewstepError(f"a teacher is trained by its recipe: leave --{given[0].replace('settings', 'set')} out")
+        paths = [train_teacher(*common)]
+    else:
+        from students.training.distill import train_method
+
+        paths = train_method(
+            arguments.method,
+            *common,
+            pairs=arguments.pairs,
+            teacher=arguments.teacher,
+            budget=arguments.budget,
+            settings=_values(arguments.settings, "--set"),
+            options=_values(arguments.options, "--options"),
+        )
+    for path in paths:
+        print(f"wrote {path} and {path.with_suffix('.json')}")
     return 0
+
+
+def _values(assignments: list[str], flag: str) -> dict:
+    """Of `key=value` arguments, the values read as YAML."""
+    import yaml
+
+    values = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not (equals and value and key.isidentifier()):
+            raise FewstepError(f"cannot read {assignment!r}: write {flag} key=value")
+    return values
 
 
 def _convert(arguments) -> int:

@@ -153,6 +153,29 @@ class SolverStudent(Student):
         return self.solver(guided(self.denoiser, labels, guidance), x, times, noise=noise, **self.solver_options)
 
 
+class FewStepStudent(SolverStudent):
+    """A distilled network, sampled at noise levels that are given for each step count.
+
+    levels: steps -> noise levels (times of its VE schedule), the last one the data end; the keys are what it supports.
+    """
+
+    family = "distilled"
+
+    def __init__(self, denoiser, solver, levels: dict[int, list], **arguments):
+        steps = tuple(sorted(levels))
+        super().__init__(denoiser, solver, grid=levels[steps[0]], supported_steps=steps, **arguments)
+        self.levels = levels
+        self.options = {"levels": {str(n): levels[n] for n in steps}, **self.solver_options}
+
+    def check(self, n_steps, guidance=1.0):
+        if guidance != 1:
+            raise FewstepError(f"{self.name} was distilled without guidance: leave guidance at 1")
+        super().check(n_steps)
+
+    def times(self, n_steps: int):
+        return make_grid(self.levels[n_steps], self.denoiser.schedule, n_steps)
+
+
 def as_module(denoise) -> nn.Module:
     """A denoiser that may be a plain callable as a module, so that its calls can be counted."""
     return denoise if isinstance(denoise, nn.Module) else _Callable(denoise)

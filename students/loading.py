@@ -4,10 +4,10 @@ import inspect
 
 import torch
 
-from students.base import SolverStudent, Student
+from students.base import FewStepStudent, SolverStudent, Student
 from students.errors import FewstepError
-from students.pretrained import FewStepStudent, load_model
-from students.registry import Spec, import_object, parse
+from students.pretrained import load_model
+from students.registry import METHODS, Spec, import_object, parse
 from students.solvers.adaptive import BudgetStudent
 from students.teachers import load_teacher
 
@@ -29,6 +29,8 @@ def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "flo
     """
     parsed = parse(spec)
     options = parsed.options | options
+    if spec_is_distilled(parsed):
+        return _distilled(parsed, task, device, dtype, options)
     found = import_object(parsed.target)
     if not callable(found):
         return _checked(found, spec)
@@ -43,6 +45,25 @@ def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "flo
     student = found(**{key: value for key, value in offered.items() if key in takes}, **options)
     student.name = parsed.name
     return _checked(student, spec)
+
+
+def spec_is_distilled(parsed: Spec) -> bool:
+    """Whether a spec names a distillation method, whose student has weights of its own."""
+    return parsed.entry is not None and parsed.entry in METHODS.values()
+
+
+def _distilled(parsed: Spec, task, device, dtype: str, options: dict) -> Student:
+    from students.distillation.load import load_distilled
+
+    name = task if isinstance(task, str) else getattr(task, "name", None)
+    if name is None:
+        raise FewstepError(f"{parsed.name!r} was distilled from a task's teacher: load it with the task's name")
+    folder = options.pop("weights", None)
+    if options:
+        raise FewstepError(f"{parsed.name!r} takes no option {min(options)!r}: it takes weights")
+    student = load_distilled(parsed.name.partition(":")[0], name, folder, device, DTYPES[dtype])
+    student.name = parsed.name
+    return student
 
 
 def is_solver(found) -> bool:

@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from students.acceleration import accelerate
-from students.base import SolverStudent
 from students.cards import FILE, Card, checkpoint_files, load_card
-from students.diffusion.grids import make_grid
 from students.diffusion.schedules import VE
 from students.errors import FewstepError, WeightsError
 
@@ -88,26 +86,3 @@ READERS = {
     "diffusers": _read_diffusers,
 }
 SUFFIXES = {".safetensors": "safetensors", ".pkl": "edm_pickle"}
-
-
-class FewStepStudent(SolverStudent):
-    """A consistency model or one-step generator, sampled at the noise levels of its authors.
-
-    levels: steps -> noise levels (times of its VE schedule), the last one the data end; the keys are what it supports.
-    """
-
-    family = "distilled"
-
-    def __init__(self, denoiser, solver, levels: dict[int, list], **arguments):
-        steps = tuple(sorted(levels))
-        super().__init__(denoiser, solver, grid=levels[steps[0]], supported_steps=steps, **arguments)
-        self.levels = levels
-        self.options = {"levels": {str(n): levels[n] for n in steps}, **self.solver_options}
-
-    def check(self, n_steps, guidance=1.0):
-        if guidance != 1:
-            raise FewstepError(f"{self.name} was distilled without guidance: leave guidance at 1")
-        super().check(n_steps)
-
-    def times(self, n_steps: int):
-        return make_grid(self.levels[n_steps], self.denoiser.schedule, n_steps)

@@ -12,9 +12,9 @@ class Recipe:
     """
 
     data: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int | None
-    network: dict
+    network: dict  # arguments of the UNet, or for vectors of the MLP
     schedule: str = "vp_linear"
     prediction: str = "edm"
     sigma_data: float = 0.5
@@ -73,13 +73,30 @@ RECIPES = {
         flips=True,
         precision="bfloat16",
     ),
+    "gaussians-mlp": Recipe(
+        data="gaussians",
+        shape=(2,),
+        classes=None,
+        network={},
+        sigma_data=0.7,
+        grid="quadratic",
+        steps=2_000,
+        batch_size=512,
+        label_dropout=0.0,
+    ),
 }
 # teachers that are the "no class" side of another, trained with it by label dropout
 UNCONDITIONAL = {"cifar10": "cifar10-cond", "cifar10-small": "cifar10-small-cond"}
 UNTRAINED = {"cifar10-cond"}  # recipes whose weights do not ship yet
 EXACT = {"gaussians": "quadratic"}  # exact denoisers (students/data.py), each with its grid
+START = {"gaussians": "gaussians-mlp"}  # what students of an exact teacher start from, a network trained for the same
+
+
+def weights_folder(name: str) -> Path:
+    """Where the weights of a teacher and its distilled students lie, each with its record."""
+    return Path(__file__).parent / "weights" / name
 
 
 def teacher_weights(name: str) -> Path:
-    """Where the weights of a teacher that ships lie; its record is beside them."""
-    return Path(__file__).parent / "weights" / UNCONDITIONAL.get(name, name) / "teacher.safetensors"
+    """The weights of a teacher that ships."""
+    return weights_folder(UNCONDITIONAL.get(name, name)) / "teacher.safetensors"

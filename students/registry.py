@@ -3,6 +3,8 @@
 A student is written as a *spec*:
 
     unipc                                   a name of STUDENTS
+    progressive                             a name of METHODS: the task's student that was distilled so
+    progressive:weights=FOLDER              one's own, trained by `python -m students train progressive`
     dpm_solver_pp:order=3,grid=uniform      with options
     diffusers:HeunDiscreteScheduler         a scheduler of diffusers
     package.module:attribute                one's own: a Student, a factory, or a solver function
@@ -13,8 +15,8 @@ A student is written as a *spec*:
                                             diffusers; `file:PATH:consistency` if it is a consistency model
 
 or as a name that an installed package registers under the entry-point group `fewstep.students`. What comes first wins:
-a name of STUDENTS, a family of cards or `file`, a registered name, a module. So a module of one's own that is called
-like a family (`edm`) is not found as `edm:attribute`.
+a name of STUDENTS or METHODS, a family of cards or `file`, a registered name, a module. So a module of one's own that
+is called like a family (`edm`) is not found as `edm:attribute`.
 """
 
 import difflib
@@ -65,6 +67,11 @@ STUDENTS = {
     "ipndm_v": Entry("students.solvers.pndm:ipndm_v", "iPNDM with variable-step coefficients"),
     "rk45": Entry("students.solvers.adaptive:rk45", "Dormand-Prince; steps = NFE budget"),
 }
+# Distillation methods (students/distillation); a trained one is a student.
+METHODS = {
+    "progressive": Entry("students.distillation.progressive:Progressive", "two steps into one, again [2202.00512]"),
+    "consistency": Entry("students.distillation.consistency:ConsistencyDistillation", "CD, Heun teacher [2303.01469]"),
+}
 # How a model samples that is no denoiser of a diffusion: a name only after a model.
 CONSISTENCY = "consistency"
 SAMPLERS = {
@@ -95,8 +102,8 @@ def parse(text: str) -> Spec:
         return _parse_model(text, head, *(rest or [""]))
     argument = ":".join(part for part in rest if "=" not in part)
     options = _options(rest, text)
-    if head in STUDENTS and not argument:
-        entry = STUDENTS[head]
+    if head in (*STUDENTS, *METHODS) and not argument:
+        entry = STUDENTS.get(head) or METHODS[head]
         return Spec(text, entry.target, entry.options | options, entry)
     if head == "diffusers" and argument:
         return Spec(text, "students.solvers.diffusers_adapter:DiffusersStudent", {"scheduler": argument} | options)
@@ -106,7 +113,7 @@ def parse(text: str) -> Spec:
     if argument:
         return Spec(text, f"{head}:{argument}", options)
     forms = ["diffusers:<SchedulerClass>", "package.module:attribute", "<family>:<checkpoint>", "file:<path>:<solver>"]
-    raise unknown("student", head, [*STUDENTS, *forms])
+    raise unknown("student", head, [*STUDENTS, *METHODS, *forms])
 
 
 def _parse_model(text: str, family: str, name: str, *rest: str) -> Spec:
@@ -161,7 +168,7 @@ def import_object(target: str):
         if error.name and module_name.startswith(error.name):
             from students.cards import families
 
-            close = difflib.get_close_matches(module_name, [*STUDENTS, *families()], n=1)
+            close = difflib.get_close_matches(module_name, [*STUDENTS, *METHODS, *families()], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise FewstepError(
                 f"cannot import {module_name!r} of {target!r}: no module {error.name!r} in the current folder "

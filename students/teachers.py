@@ -23,10 +23,12 @@ from students.registry import import_object
 
 
 def build(recipe: Recipe) -> Denoiser:
-    """The untrained denoiser of a recipe."""
+    """The untrained denoiser of a recipe: a U-Net for images, an MLP for vectors."""
+    from students.networks.mlp import MLP
     from students.networks.unet import UNet
 
-    network = UNet(recipe.shape, classes=recipe.classes, **recipe.network)
+    kind = UNet if len(recipe.shape) == 3 else MLP
+    network = kind(recipe.shape, classes=recipe.classes, **recipe.network)
     schedule = SCHEDULES[recipe.schedule]()
     return Denoiser(network, schedule, recipe.prediction, recipe.shape, recipe.classes, recipe.sigma_data)
 
@@ -47,11 +49,11 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
         return denoiser.to(device) if isinstance(denoiser, nn.Module) else denoiser
     if name in EXACT:
         mixture = load_data(name).mixture.to(device)
-        mixture.grid = EXACT[name]
+        mixture.grid, mixture.name = EXACT[name], name
         return mixture
     if name in UNCONDITIONAL:
         denoiser = load_teacher(UNCONDITIONAL[name], weights, device, dtype)
-        denoiser.classes, denoiser.prior = None, None
+        denoiser.classes, denoiser.prior, denoiser.name = None, None, name
         return denoiser
     if name not in RECIPES:
         raise unknown("teacher", name, [*RECIPES, *UNCONDITIONAL, *EXACT])
@@ -60,8 +62,9 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
     state, record = load_weights(path)
     denoiser = build(recipe)
     load_into(denoiser.network, state, path)
-    denoiser.grid = recipe.grid
-    denoiser.register_buffer("prior", torch.tensor(record["class_counts"], dtype=torch.float64), persistent=False)
+    denoiser.grid, denoiser.name = recipe.grid, name
+    if recipe.classes is not None:
+        denoiser.register_buffer("prior", torch.tensor(record["class_counts"], dtype=torch.float64), persistent=False)
     denoiser.network.to(dtype)
     return accelerate(denoiser.to(device).eval().requires_grad_(False))
 
@@ -82,7 +85,7 @@ def train_teacher(
     """
     from students.training.checkpoint import check_folder, remove_checkpoints
     from students.training.loop import train
-    from students.training.teacher import denoising_loss
+    from students.training.teacher import denoising_loss, draw_batch
 
     if name in EXACT:
         raise FewstepError(f"the teacher of {name!r} is an exact denoiser: it needs no training")
@@ -95,18 +98,15 @@ def train_teacher(
     check_folder(path.parent)
     torch.manual_seed(seed)
     split = load_data(recipe.data).train
-    images, labels = split.samples.to(device), split.labels.to(device)
+    samples = split.samples.to(device)
+    labels = None if recipe.classes is None else split.labels.to(device)
     denoiser = build(recipe).to(device)
     if device.type == "cuda":
         denoiser.network.to(memory_format=torch.channels_last).compile()
 
-    def loss(generator):
-        rows = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
-        x0 = images[rows].float() / 127.5 - 1
-        if recipe.flips:
-            flipped = torch.rand(len(x0), generator=generator, device=device) < 0.5
-            x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
-        return denoising_loss(denoiser, x0, labels[rows], generator, recipe.p_mean, recipe.p_std, recipe.label_dropout)
+    def loss(generator, step):
+        x0, chosen = draw_batch(samples, labels, recipe.batch_size, generator, recipe.flips)
+        return denoising_loss(denoiser, x0, chosen, generator, recipe.p_mean, recipe.p_std, recipe.label_dropout)
 
     described = {"task": name, "method": "teacher", "seed": seed, "recipe": asdict(recipe)}
     averaged, record = train(
@@ -136,7 +136,7 @@ def train_teacher(
         | record
         | {
             "parameters": sum(p.numel() for p in averaged.parameters()),
-            "class_counts": labels.bincount(minlength=recipe.classes).tolist(),
+            "class_counts": None if labels is None else labels.bincount(minlength=recipe.classes).tolist(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "commit": commit(),
         }

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from students.checkpoints.safetensors_file import load_into
-from students.diffusion.denoiser import EDM, Denoiser, consistency_scalings, expand
+from students.diffusion.denoiser import CONSISTENCY, EDM, Denoiser
 from students.diffusion.schedules import VE
 from students.errors import FewstepError, WeightsError
 from students.networks.edm import NETWORKS
@@ -46,24 +46,6 @@ class EDMNetwork:
     path: Path = Path()
 
 
-class ConsistencyDenoiser(Denoiser):
-    """EDM's network with D(x, sigma_min) = x: what ECT [2406.14548] calls ECMPrecond.
-
-    D = c_skip x + c_out F(c_in x, log(sigma) / 4) with `consistency_scalings`.
-    """
-
-    def __init__(self, network, shape, classes, sigma_data, sigma_min):
-        super().__init__(network, VE(t_min=sigma_min), EDM, shape, classes, sigma_data)
-        self.sigma_min = sigma_min
-
-    def forward(self, x, t, labels=None):
-        t = torch.as_tensor(t, dtype=torch.float64)
-        if t.ndim:
-            t = t.to(x.device)
-        c_skip, c_out, c_in = (expand(c, x) for c in consistency_scalings(t, self.sigma_min, self.sigma_data))
-        return c_skip * x + c_out * self.evaluate(c_in * x, t.log() / 4, labels)
-
-
 def build_denoiser(network: EDMNetwork) -> Denoiser:
     """The denoiser of a checkpoint; raises WeightsError naming the first parameter that does not fit."""
     arguments = network.arguments
@@ -83,7 +65,7 @@ def build_denoiser(network: EDMNetwork) -> Denoiser:
     if network.precond == "EDMPrecond":
         return Denoiser(module, VE(), EDM, shape, classes, sigma_data)
     if network.precond == "ECMPrecond":
-        return ConsistencyDenoiser(module, shape, classes, sigma_data, sigma_min)
+        return Denoiser(module, VE(t_min=sigma_min), CONSISTENCY, shape, classes, sigma_data)
     raise FewstepError(
         f"{network.path} is preconditioned by {network.precond}: only EDMPrecond and ECMPrecond can be read"
     )

@@ -1,7 +1,8 @@
 """One training loop: AdamW with warm-up and cosine decay, clipping, an average of the weights, exact resume.
 
 All randomness of step n is drawn from generators seeded by (seed, n), so that a run that was stopped and
-resumed ends with the weights of an uninterrupted one, and a checkpoint needs no generator's state.
+resumed ends with the weights of an uninterrupted one, and a checkpoint needs no generator's state. Started by
+`accelerate launch`, every process takes its share of the batch, and gradients are averaged over all of them.
 """
 
 import copy
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,6 +24,7 @@ from students.training.checkpoint import check_folder, load_checkpoint, save_che
 
 LOG_EVERY = 50
 CURVE_POINTS = 100
+MEASUREMENTS = 10
 
 
 class EMA:
@@ -57,7 +61,7 @@ def step_seed(seed: int, step: int) -> int:
 
 def train(
     model: nn.Module,
-    loss: Callable[[torch.Generator], Tensor],
+    loss: Callable[[torch.Generator, int], Tensor],
     *,
     steps: int,
     batch_size: int,
@@ -72,30 +76,39 @@ def train(
     config: dict | None = None,
     save_every: float = 300.0,
     time_limit: float = math.inf,
+    averages: dict[str, EMA] | None = None,
     networks: dict[str, Sequence[nn.Module]] | None = None,
+    measure: Callable[[nn.Module], float] | None = None,
     title: str = "training",
 ) -> tuple[nn.Module, dict]:
-    """Minimise `loss(generator)`, the mean loss of a fresh batch, over the parameters of `model`.
+    """Minimise `loss(generator, step)`, the mean loss of a fresh batch, over the parameters of `model`.
 
     generator: on the model's device; what the batch draws, it draws from it (dropout uses the global one).
+    batch_size: images a step, of all processes; the loss is of `batch_share(batch_size)` of them.
     dtype: bfloat16 runs the networks under autocast, float32 as they are.
     state: a folder for checkpoints, one every `save_every` seconds and one at the end. A checkpoint found there
         is continued, if it is of the same `config`. time_limit: seconds, after which this call stops.
+    averages: moving averages of `model` that the loss uses, updated after every step and stored with the rest.
     networks: modules by role ("teacher", "student"), whose evaluations are counted, one for each row of a batch.
+    measure: the quality of the averaged model, taken MEASUREMENTS times over the planned steps; its evaluations of
+        networks are not counted.
 
     Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, images_per_second (without
     the first steps of a call, which compile), evaluations by role, final_loss (mean of the last hundred), loss_curve
-    (pairs of step and mean loss). Raises FewstepError, with
-    the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a checkpoint of
+    (pairs of step and mean loss), quality_curve (triples of images, evaluations and measure). Raises FewstepError,
+    with the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a checkpoint of
     another configuration, for a folder that cannot be written, and what `save_checkpoint` raises.
     """
+    processes = PartialState()
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type == "cuda"
     )
-    ema = EMA(model, ema_decay)
+    followers = {"ema": EMA(model, ema_decay), **(averages or {})}
     rows = dict.fromkeys(networks or {}, 0)
     losses = torch.zeros(steps)
+    curve: list[tuple[int, int, float]] = []
+    measured_at = {round(steps * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)} if measure else set()
     first, before = 0, 0.0
     if state is not None:
         check_folder(state)
@@ -103,8 +116,9 @@ def train(
             tensors, progress = found
             first, before = progress["step"], progress["seconds"]
             rows |= progress["evaluations"]
+            curve = progress["quality_curve"]
             losses[:first] = tensors.pop("losses")
-            _restore(tensors, model, ema, optimiser, first)
+            _restore(tensors, model, followers, optimiser, first)
     generator = torch.Generator(device)
     pending: list[Tensor] = []  # losses that may not have been computed yet; where a gradient is not finite, its norm
     start = saved = warm = time.monotonic()
@@ -128,30 +142,42 @@ def train(
             )
 
     def checkpoint() -> None:
-        tensors = _state(model, ema, optimiser) | {"losses": losses[:step]}
-        save_checkpoint(state, config, tensors, {"step": step, "seconds": seconds(), "evaluations": rows})
+        tensors = _state(model, followers, optimiser) | {"losses": losses[:step]}
+        progress = {"step": step, "seconds": seconds(), "evaluations": rows, "quality_curve": curve}
+        if processes.is_main_process:
+            save_checkpoint(state, config, tensors, progress)
 
     model.train()
     step = first
     with (
         tqdm(total=steps, initial=first, desc=title, unit="step", mininterval=1, dynamic_ncols=True) as bar,
-        count_rows(networks or {}, rows),
+        RowCount(networks or {}, rows, processes.num_processes) as counting,
     ):
         while step < steps:
-            torch.manual_seed(step_seed(seed, 2 * step))
-            generator.manual_seed(step_seed(seed, 2 * step + 1))
+            torch.manual_seed(step_seed(seed + processes.process_index, 2 * step))
+            generator.manual_seed(step_seed(seed + processes.process_index, 2 * step + 1))
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, lr, warmup)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                value = loss(generator)
+                value = loss(generator, step)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
+            if processes.num_processes > 1:
+                value = reduce(value.detach(), "mean")
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad = reduce(parameter.grad, "mean")
             norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
-            ema.update(model)
+            for follower in followers.values():
+                follower.update(model)
             pending.append(torch.where(norm.isfinite(), value.detach(), norm))
             step += 1
             bar.update()
+            if step in measured_at:
+                with counting.paused():
+                    value = measure(followers["ema"].module)
+                curve.append((step * batch_size, sum(rows.values()), value))
             now = time.monotonic()
             stop = now - start > time_limit
             if step % LOG_EVERY == 0 or step == steps or stop:
@@ -164,7 +190,7 @@ def train(
                     saved = time.monotonic()
             if stop:
                 break
-    return ema.module, {
+    return followers["ema"].module, {
         "steps": step,
         "planned_steps": steps,
         "images_seen": step * batch_size,
@@ -173,7 +199,16 @@ def train(
         "evaluations": rows,
         "final_loss": losses[max(0, step - 100) : step].mean().item(),
         "loss_curve": _curve(losses[:step]),
+        "quality_curve": curve,
     }
+
+
+def batch_share(batch_size: int) -> int:
+    """The images of a batch that this process takes; raises FewstepError where processes cannot share it equally."""
+    count = PartialState().num_processes
+    if batch_size % count:
+        raise FewstepError(f"{count} processes cannot share a batch of {batch_size}: take a multiple of {count}")
+    return batch_size // count
 
 
 def _curve(losses: Tensor) -> list[tuple[int, float]]:
@@ -183,46 +218,63 @@ def _curve(losses: Tensor) -> list[tuple[int, float]]:
     return [(end, round(part.mean().item(), 5)) for end, part in zip(ends, parts, strict=True)]
 
 
-@contextmanager
-def count_rows(networks: dict[str, Sequence[nn.Module]], rows: dict[str, int]) -> Iterator[None]:
-    """Add to `rows[role]` the rows of every batch that goes through a network of that role."""
+class RowCount:
+    """Adds to `rows[role]` the rows of every batch that goes through a network of that role, times `factor`."""
 
-    def counter(role):
+    def __init__(self, networks: dict[str, Sequence[nn.Module]], rows: dict[str, int], factor: int = 1):
+        self.rows, self.factor, self.counting = rows, factor, True
+        self.hooks = [
+            network.register_forward_pre_hook(self._counter(role), with_kwargs=True)
+            for role, members in networks.items()
+            for network in members
+        ]
+
+    def _counter(self, role: str):
         def count(module, args, kwargs):
-            rows[role] += batch_rows(args, kwargs)
+            if self.counting:
+                self.rows[role] += self.factor * batch_rows(args, kwargs)
 
         return count
 
-    hooks = [
-        network.register_forward_pre_hook(counter(role), with_kwargs=True)
-        for role, members in networks.items()
-        for network in members
-    ]
-    try:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.counting = False
         yield
-    finally:
-        for hook in hooks:
+        self.counting = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
             hook.remove()
 
 
-def _state(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(model: nn.Module, followers: dict[str, EMA], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What a step changes, as named tensors."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in ema.module.state_dict().items()}
+    modules = {"model": model} | {name: follower.module for name, follower in followers.items()}
+    tensors = {
+        f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
+    }
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     return tensors
 
 
 def _restore(
-    tensors: dict[str, Tensor], model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, step: int
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    followers: dict[str, EMA],
+    optimiser: torch.optim.Optimizer,
+    step: int,
 ) -> None:
     def part(prefix):
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     model.load_state_dict(part("model."))
-    ema.module.load_state_dict(part("ema."))
-    ema.updates = step
+    for name, follower in followers.items():
+        follower.module.load_state_dict(part(f"{name}."))
+        follower.updates = step
     parameters = list(model.parameters())
     moments: dict[int, dict] = {}
     for name, tensor in part("optimiser.").items():

@@ -6,6 +6,20 @@ from torch import Tensor
 from students.diffusion.denoiser import Denoiser, expand
 
 
+def draw_batch(
+    samples: Tensor, labels: Tensor | None, n: int, generator: torch.Generator, flips: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """n random rows of the data: images as float32 in [-1, 1], with `flips` half of them mirrored, or vectors."""
+    rows = torch.randint(len(samples), (n,), generator=generator, device=samples.device)
+    x0 = samples[rows].float()
+    if samples.dtype == torch.uint8:
+        x0 = x0 / 127.5 - 1
+    if flips:
+        flipped = torch.rand(n, generator=generator, device=samples.device) < 0.5
+        x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
+    return x0, None if labels is None else labels[rows]
+
+
 def denoising_loss(
     denoiser: Denoiser,
     x0: Tensor,

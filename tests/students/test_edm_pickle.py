@@ -11,7 +11,7 @@ from torch import nn
 
 import students
 from students.checkpoints.convert import convert, load_converted
-from students.checkpoints.edm_pickle import ConsistencyDenoiser, arguments_of, build_denoiser, read_edm_pickle
+from students.checkpoints.edm_pickle import arguments_of, build_denoiser, read_edm_pickle
 from students.errors import FewstepError, WeightsError
 from tests.students import edm_pickles as made
 from tests.students.edm_pickles import ADM, DDPMPP, NCSNPP, SKIPS, Global, denoise, edm_pickle, make_weights
@@ -93,7 +93,7 @@ def test_ect_s_networks_are_the_identity_at_sigma_min(tmp_path, source):
     content = edm_pickle("SongUNet", DDPMPP, weights, 0, source, precond="ECMPrecond", sigma_min=0.003)
     out = convert(write(tmp_path / "net.pkl", content), tmp_path / "net.safetensors")
     denoiser = load_converted(out)
-    assert isinstance(denoiser, ConsistencyDenoiser) and denoiser.schedule.t_min == 0.003
+    assert denoiser.prediction == "consistency" and denoiser.schedule.t_min == 0.003
     check_against_formulas(denoiser, "SongUNet", DDPMPP, weights, 0, sigma_min=0.003)
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(denoiser(x, 0.003), x)

@@ -24,7 +24,7 @@ def test_the_loop_finds_the_minimum_of_a_quadratic():
     model = nn.Linear(1, 1, bias=False)
     averaged, record = train(
         model,
-        lambda generator: (model.weight - 3).square().sum(),
+        lambda generator, step: (model.weight - 3).square().sum(),
         steps=300,
         batch_size=4,
         lr=0.1,
@@ -37,7 +37,7 @@ def test_the_loop_finds_the_minimum_of_a_quadratic():
 
 def test_the_loop_stops_at_the_time_limit():
     model = nn.Linear(1, 1)
-    _, record = train(model, lambda _: model.weight.sum() ** 2, steps=1000, batch_size=1, lr=0.1, time_limit=0.0)
+    _, record = train(model, lambda *_: model.weight.sum() ** 2, steps=1000, batch_size=1, lr=0.1, time_limit=0.0)
     assert (record["steps"], record["planned_steps"], record["loss_curve"][-1][0]) == (1, 1000, 1)
 
 
@@ -120,7 +120,7 @@ def digits_run(state=None, dtype=torch.float32, steps=4, objective=denoising_los
     split = load_data("digits").train
     model = build(recipe)
 
-    def loss(generator):
+    def loss(generator, step):
         rows = torch.randint(len(split.samples), (8,), generator=generator)
         x0 = split.samples[rows].float() / 127.5 - 1
         return objective(model, x0, split.labels[rows], generator, recipe.p_mean, recipe.p_std, 0.1)
@@ -282,7 +282,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 def test_a_state_folder_that_cannot_be_written_shows_before_the_first_step(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FewstepError, match=r"cannot write checkpoints in .*file"):
-        train(nn.Linear(1, 1), lambda _: pytest.fail("trained"), steps=9, batch_size=1, lr=1, state=tmp_path / "file")
+        train(nn.Linear(1, 1), lambda *_: pytest.fail("trained"), steps=9, batch_size=1, lr=1, state=tmp_path / "file")
 
 
 @pytest.mark.parametrize("spoil", [lambda loss: loss * float("nan"), lambda loss: loss + (loss * 0).sqrt()])
@@ -291,7 +291,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_and_keeps_the_last_good_che
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     model, steps = nn.Linear(1, 1), []
 
-    def loss(generator):
+    def loss(generator, step):
         steps.append(len(steps))
         value = model.weight.sum() ** 2
         return spoil(value) if steps[-1] == 5 else value

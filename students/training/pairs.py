@@ -1,0 +1,142 @@
+"""Pair sets: noise, and the image that a deterministic sampler makes of it; made once, kept, and memory-mapped.
+
+    <folder>/pairs.json, noise.npy, images.npy, labels.npy, path.npy
+
+What they were made by is stored with them, and a set of another teacher, sampler or seed is refused. A run that was
+killed goes on where it stopped: `made` in pairs.json counts the pairs that are there.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from students.base import SolverStudent
+from students.diffusion.denoiser import guided
+from students.diffusion.noise import SeedNoise
+from students.errors import FewstepError
+
+FIRST_SEED = 2**42  # far from the seeds that tasks evaluate
+CHUNK = 512
+MANIFEST = "pairs.json"
+
+
+def pairs_folder(parent: Path, described: dict) -> Path:
+    """A folder below `parent` that is named by what the pairs are made by."""
+    return parent / hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class PairSet:
+    """`count` noise-image pairs of a deterministic student, in `steps` steps; the missing ones are made at once.
+
+    noise: (count, *shape) float32, standard normal. images: (count, *shape) float32, not clamped. labels: (count,)
+    int64, or None. path: (count, M, *shape) float32, the states at `times` (M,), from the noise end to the data end,
+    or None. spent: network evaluations it took to make them, in this run and those before.
+
+    described: what the student is, in plain JSON. Raises FewstepError for a folder that holds other pairs.
+    """
+
+    def __init__(self, folder: Path, student: SolverStudent, described: dict, count: int, steps: int, path: int = 0):
+        if path and steps % (path - 1):
+            raise FewstepError(f"{path} states cannot be spaced evenly among {steps} steps")
+        self.folder, self.student, self.count = Path(folder), student, count
+        self.times = student.times(steps)
+        self.kept = self.times[:: steps // (path - 1)] if path else None
+        self.described = json.loads(json.dumps(described | {"count": count, "steps": steps, "path": path}))
+        made, self.spent = self._found()
+        self._open(made > 0)
+        with tqdm(total=count, initial=made, desc="noise-image pairs", unit="pair", disable=made == count) as bar:
+            while made < count:
+                stop = min(made + CHUNK, count)
+                self.spent += self._make(made, stop)
+                self._save(stop)
+                bar.update(stop - made)
+                made = stop
+
+    def _found(self) -> tuple[int, int]:
+        manifest = self.folder / MANIFEST
+        if not manifest.is_file():
+            return 0, 0
+        try:
+            stored = json.loads(manifest.read_text())
+            made, spent, described = stored["made"], stored["spent"], stored["described"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FewstepError(f"{manifest} cannot be read: remove {self.folder} to make the pairs again") from error
+        for key in self.described:
+            if described.get(key) != self.described[key]:
+                raise FewstepError(
+                    f"the pairs in {self.folder} are of another {key} ({described.get(key)}, asked for "
+                    f"{self.described[key]}): give another --pairs folder, or remove that one"
+                )
+        return made, spent
+
+    def _open(self, exists: bool) -> None:
+        shape = self.student.shape
+        shapes = {"noise": (self.count, *shape), "images": (self.count, *shape)}
+        if self.student.classes is not None:
+            shapes["labels"] = (self.count,)
+        if self.kept is not None:
+            shapes["path"] = (self.count, len(self.kept), *shape)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, size in shapes.items():
+                kind = np.int64 if name == "labels" else np.float32
+                mode = "r+" if exists else "w+"
+                array = np.lib.format.open_memmap(self.folder / f"{name}.npy", mode=mode, dtype=kind, shape=size)
+                setattr(self, f"_{name}", array)
+        except (OSError, ValueError) as error:
+            raise FewstepError(
+                f"the pairs in {self.folder} cannot be opened ({error}): make room, or remove the folder"
+            ) from error
+
+    def _make(self, start: int, stop: int) -> int:
+        """Compute rows start to stop; returns the network evaluations it took."""
+        student = self.student
+        noise = SeedNoise(range(FIRST_SEED + start, FIRST_SEED + stop), student.shape, student.device)
+        labels = None
+        if student.classes is not None:
+            prior = torch.ones(student.classes) if student.prior is None else student.prior
+            labels = noise.labels(prior.to(student.device))
+            self._labels[start:stop] = labels.cpu()
+        schedule, rows = student.denoiser.schedule, 0
+
+        def count(module, args):
+            nonlocal rows
+            rows += len(args[0])
+
+        hook = student.denoiser.register_forward_pre_hook(count)
+        with torch.inference_mode():
+            eps = noise()
+            x = eps * schedule.sigma(self.times[0])
+            states = [x]
+            stride = len(self.times) - 1 if self.kept is None else (len(self.times) - 1) // (len(self.kept) - 1)
+            for i in range(0, len(self.times) - 1, stride):
+                x = student.solver(
+                    guided(student.denoiser, labels, 1.0), x, self.times[i : i + stride + 1], **student.solver_options
+                )
+                states.append(x)
+        hook.remove()
+        self._noise[start:stop], self._images[start:stop] = eps.cpu(), x.cpu()
+        if self.kept is not None:
+            self._path[start:stop] = torch.stack(states, dim=1).cpu()
+        return rows
+
+    def _save(self, made: int) -> None:
+        for name in ("noise", "images", "labels", "path"):
+            if (array := getattr(self, f"_{name}", None)) is not None:
+                array.flush()
+        part = self.folder / f".{MANIFEST}.{os.getpid()}.part"
+        part.write_text(json.dumps({"described": self.described, "made": made, "spent": self.spent}, indent=1))
+        part.replace(self.folder / MANIFEST)
+
+    def rows(self, index: Tensor, device) -> dict[str, Tensor]:
+        """The pairs of `index`, as `noise`, `x0`, `labels` and `path` where there are such."""
+        chosen = index.cpu().numpy()
+        names = {"noise": "_noise", "x0": "_images", "labels": "_labels", "path": "_path"}
+        arrays = {key: getattr(self, name) for key, name in names.items() if hasattr(self, name)}
+        return {key: torch.from_numpy(array[chosen]).to(device) for key, array in arrays.items()}
