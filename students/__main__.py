@@ -26,9 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--state", type=Path, help="folder of checkpoints (default: run/train/METHOD-TASK)")
     train.add_argument("--out", type=Path, help="of a teacher the weights file, of a method their folder, "
                        "to write (default: the weights that ship)")  # fmt: skip
-    train.add_argument(
-        "--teacher", help="distil another than the task's: weights of its recipe, file:PATH ..."
-    )
+    train.add_argument("--teacher", help="distil another than the task's: weights of its recipe, file:PATH ...")
     train.add_argument("--pairs", type=Path, help="folder of noise-image pairs (default: named by what makes them)")
     train.add_argument("--budget", type=float, help="network evaluations, relative to the teacher's own training")
     train.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings",

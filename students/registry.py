@@ -69,8 +69,31 @@ STUDENTS = {
 }
 # Distillation methods (students/distillation); a trained one is a student.
 METHODS = {
+    "knowledge": Entry("students.distillation.knowledge:Knowledge", "DDIM's noise-image pairs, one step [2101.02388]"),
     "progressive": Entry("students.distillation.progressive:Progressive", "two steps into one, again [2202.00512]"),
+    "guidance": Entry("students.distillation.guidance:Guidance", "guidance scale as input, then halved [2210.03142]"),
+    "rectified_flow": Entry("students.distillation.rectified_flow:RectifiedFlow", "the 1-flow, from data [2209.03003]"),
+    "reflow": Entry("students.distillation.rectified_flow:Reflow", "the 2-flow, on the 1-flow's pairs [2209.03003]"),
+    "reflow_3": Entry("students.distillation.rectified_flow:Reflow3", "the 3-flow, on the 2-flow's pairs"),
+    "reflow_distilled": Entry("students.distillation.knowledge:ReflowDistilled", "the 2-flow in one step [2309.06380]"),
     "consistency": Entry("students.distillation.consistency:ConsistencyDistillation", "CD, Heun teacher [2303.01469]"),
+    "consistency_training": Entry(
+        "students.distillation.consistency_training:ConsistencyTraining", "CT, from scratch [2303.01469]"
+    ),
+    "ict": Entry(
+        "students.distillation.consistency_training:ImprovedConsistencyTraining", "iCT, from scratch [2310.14189]"
+    ),
+    "ecm": Entry(
+        "students.distillation.consistency_training:EasyConsistencyTuning", "a teacher tuned on data [2406.14548]"
+    ),
+    "scm": Entry("students.distillation.scm:ContinuousConsistency", "sCD, continuous time [2410.11081]"),
+    "tract": Entry("students.distillation.tract:Tract", "whole intervals, self-teacher, two stages [2303.04248]"),
+    "lcm": Entry("students.distillation.lcm:LatentConsistency", "consistency of the guided ODE [2310.04378]"),
+    "ctm": Entry("students.distillation.ctm:ConsistencyTrajectory", "from any time to any other [2310.02279]"),
+    "boot": Entry("students.distillation.boot:Boot", "data-free, signal-ODE [2306.05544]"),
+    "meanflow": Entry("students.distillation.meanflow:MeanFlow", "average velocity, from scratch [2505.13447]"),
+    "dsno": Entry("students.distillation.dsno:TrajectoryOperator", "the whole trajectory in one call [2211.13449]"),
+    "genie": Entry("students.distillation.genie:Genie", "DDIM's second-order term in a small head [2210.05475]"),
 }
 # How a model samples that is no denoiser of a diffusion: a name only after a model.
 CONSISTENCY = "consistency"
@@ -98,9 +121,9 @@ def parse(text: str) -> Spec:
     from students.cards import FILE, families
 
     head, *rest = text.split(":")
-    if head not in STUDENTS and head in (FILE, *families()):
-        return _parse_model(text, head, *(rest or [""]))
     argument = ":".join(part for part in rest if "=" not in part)
+    if head not in STUDENTS and head in (FILE, *families()) and (argument or head not in METHODS):
+        return _parse_model(text, head, *(rest or [""]))
     options = _options(rest, text)
     if head in (*STUDENTS, *METHODS) and not argument:
         entry = STUDENTS.get(head) or METHODS[head]

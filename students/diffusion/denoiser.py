@@ -147,11 +147,12 @@ def under(denoiser, kind: type[Schedule]):
     return view
 
 
-def guided(denoise, labels: Tensor | None, scale: float):
+def guided(denoise, labels: Tensor | None, scale: float | Tensor):
     """Classifier-free guidance, eps_u + w (eps_c - eps_u), written for x0 [2207.12598].
 
     x0 is affine in eps at fixed x and t, so the same mixture holds for both. w = 1 is the plain
-    conditional denoiser at one evaluation; any other w costs two, in one batch of 2N. `.rows(index)` is the
+    conditional denoiser at one evaluation; any other w costs two, in one batch of 2N. A tensor of scales has a shape
+    that multiplies x. `.rows(index)` is the
     same for a part of the batch, with that part's labels.
     """
 
@@ -164,7 +165,7 @@ def guided(denoise, labels: Tensor | None, scale: float):
         without, with_class = denoise(torch.cat([x, x]), times, both).chunk(2)
         return without + scale * (with_class - without)
 
-    result = plain if scale == 1 else mixed
+    result = mixed if torch.is_tensor(scale) or scale != 1 else plain
     result.schedule = denoise.schedule
     result.rows = lambda index: guided(denoise, None if labels is None else labels[index], scale)
     return result

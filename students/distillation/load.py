@@ -89,7 +89,8 @@ def load_distilled(name: str, task: str, folder=None, device="cpu", dtype=torch.
             denoiser.network.to(dtype)
         trained[stage] = model.to(device).eval().requires_grad_(False)
     student = method.student(trained)
-    student.name, student.device, student.training = name, torch.device(device), training_cost(list(records.values()))
+    student.name, student.device = name, torch.device(device)
+    student.training = training_cost([records[stage] for stage in trained])
     return student
 
 
@@ -97,13 +98,19 @@ def training_cost(records: list[dict]) -> dict:
     """What the stages of a method and what went before cost.
 
     evaluations: of networks, teacher's and students'. relative: to those of the teacher's own training, None where
-    that is not known. seconds. straightness: of the student's flow and of its teacher's, for methods that report it.
+    that is not known. seconds. curve: pairs of evaluations spent and the energy distance then, all stages joined.
+    straightness: of the student's flow, for methods that report it.
     """
-    before = records[0]["before"]
-    evaluations = before["evaluations"] + sum(sum(record["evaluations"].values()) for record in records)
-    teacher = records[0]["teacher"]["evaluations"]
-    return {
+    before, teacher = records[0]["before"], records[0]["teacher"]["evaluations"]
+    evaluations, curve = before["evaluations"], []
+    for record in records:
+        evaluations += record["evaluations"].get("pairs", 0)
+        curve += [(evaluations + spent, value) for _, spent, value in record["quality_curve"]]
+        evaluations += record["evaluations"]["teacher"] + record["evaluations"]["student"]
+    cost = {
         "evaluations": evaluations,
         "relative": evaluations / teacher if teacher else None,
         "seconds": round(before["seconds"] + sum(record["seconds"] for record in records), 1),
+        "curve": curve,
     }
+    return cost | {key: records[-1][key] for key in ("straightness",) if key in records[-1]}

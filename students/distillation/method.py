@@ -127,9 +127,15 @@ class Distillation:
         return polynomial(schedule, n - 1, schedule.t_max, schedule.t_min)
 
 
-def trainable(denoiser: Denoiser, kind=None, **changes) -> Denoiser:
-    """A copy to be trained, under a schedule of another `kind` if one is given; `changes` set its attributes."""
+def trainable(denoiser: Denoiser, kind=None, dropout: bool = False, **changes) -> Denoiser:
+    """A copy to be trained, under a schedule of another `kind` if one is given; `changes` set its attributes.
+
+    dropout: keep the network's dropout, for methods that learn from data; what learns from a teacher needs none.
+    """
     copied = copy.deepcopy(denoiser if kind is None else under(denoiser, kind)).requires_grad_(True).train()
+    for module in copied.modules():
+        if isinstance(module, nn.Dropout) and not dropout:
+            module.p = 0.0
     for name, value in changes.items():
         setattr(copied, name, value)
     return copied
@@ -204,3 +210,20 @@ def log_normal(n: int, mean: float, std: float, schedule: VE, generator: torch.G
     """(n,) noise levels, float64: log sigma ~ N(mean, std^2), clipped to the schedule's range."""
     z = torch.randn(n, generator=generator, device=generator.device, dtype=torch.float64)
     return (mean + std * z).exp().clamp(schedule.t_min, schedule.t_max)
+
+
+def untrained(denoiser: Denoiser) -> Denoiser:
+    """A copy with parameters drawn anew, for methods that start from scratch, by the global generator."""
+    copied = trainable(denoiser, dropout=True)
+    copied.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
+    return copied
+
+
+def for_tangents(denoiser: Denoiser) -> Denoiser:
+    """The denoiser, its attention written in plain operations, through which forward-mode derivatives go."""
+    for module in denoiser.modules():
+        if hasattr(module, "set_attn_processor"):
+            from diffusers.models.attention_processor import AttnProcessor
+
+            module.set_attn_processor(AttnProcessor())
+    return denoiser

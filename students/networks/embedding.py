@@ -20,6 +20,9 @@ class NumberEmbedding(nn.Module):
         frequencies = math.pi / 4 * 2 ** torch.linspace(0, 4, FREQUENCIES)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.linear = nn.Linear(2 * FREQUENCIES * n, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

@@ -18,7 +18,6 @@ class MLP(nn.Module):
         self.classes = classes
         self.inner = nn.Linear(shape[0], width)
         self.condition = NumberEmbedding(1, width)
-        nn.init.normal_(self.condition.linear.weight, std=0.1)
         self.label = None if classes is None else nn.Embedding(classes + 1, width)
         self.numbers = None
         self.layers = nn.ModuleList(
@@ -26,6 +25,10 @@ class MLP(nn.Module):
             for _ in range(layers)
         )
         self.outer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, shape[0]))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.condition.linear.weight, std=0.1)
 
     def take_numbers(self, n: int) -> None:
         """Make room for n further inputs, such as a guidance scale or a second time; the output stays what it was."""

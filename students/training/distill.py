@@ -33,6 +33,7 @@ from students.training.quality import quality
 from students.training.teacher import draw_batch
 
 SETTINGS = {"batch_size": 128, "lr": 1e-3, "warmup": 100, "ema_decay": 0.999}
+VECTOR_SETTINGS = {"batch_size": 512}  # instead of a method's own, for tasks of vectors
 
 
 def train_method(
@@ -88,7 +89,8 @@ def train_method(
         pair_set = PairSet(pairs or pairs_folder(state.parent / "pairs", made_by | plan), maker, made_by, **plan)
         spent = pair_set.spent
 
-    merged = SETTINGS | kind.settings | settings
+    vector = VECTOR_SETTINGS if len(source.shape) == 1 else {}
+    merged = SETTINGS | kind.settings | vector | settings
     updates = _updates(method, identity["evaluations"], spent, budget, merged)
     n = batch_share(merged["batch_size"])
 
@@ -218,9 +220,7 @@ def _updates(
     left = (method.budget if budget is None else budget) * reference - spent
     updates = left / (method.evaluations * settings["batch_size"])
     if updates < 1:
-        raise FewstepError(
-            f"noise-image pairs cost {spent} evaluations, the whole budget: give a --budget above {spent / reference:.2g}"
-        )
+        raise FewstepError(f"noise-image pairs take {spent} evaluations, the whole budget: give a larger --budget")
     return [max(1, round(updates * share)) for share in method.shares]
 
 

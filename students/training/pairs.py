@@ -35,8 +35,8 @@ class PairSet:
     """`count` noise-image pairs of a deterministic student, in `steps` steps; the missing ones are made at once.
 
     noise: (count, *shape) float32, standard normal. images: (count, *shape) float32, not clamped. labels: (count,)
-    int64, or None. path: (count, M, *shape) float32, the states at `times` (M,), from the noise end to the data end,
-    or None. spent: network evaluations it took to make them, in this run and those before.
+    int64, or None. path: (count, M, *shape) float32, the states at times `kept` (M,), from the noise end to the data
+    end, in VE coordinates, or None. spent: network evaluations it took to make them, in this run and those before.
 
     described: what the student is, in plain JSON. Raises FewstepError for a folder that holds other pairs.
     """
@@ -123,7 +123,8 @@ class PairSet:
         hook.remove()
         self._noise[start:stop], self._images[start:stop] = eps.cpu(), x.cpu()
         if self.kept is not None:
-            self._path[start:stop] = torch.stack(states, dim=1).cpu()
+            in_ve = [state / schedule.alpha(t).to(state) for state, t in zip(states, self.kept, strict=True)]
+            self._path[start:stop] = torch.stack(in_ve, dim=1).cpu()
         return rows
 
     def _save(self, made: int) -> None:

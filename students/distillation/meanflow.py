@@ -1,0 +1,77 @@
+"""Mean flows (Geng et al. 2025 [2505.13447]): the average velocity between two times, learned from scratch."""
+
+import torch
+from torch import Tensor
+
+from students.base import Student
+from students.diffusion.denoiser import Denoiser, expand
+from students.diffusion.schedules import Flow
+from students.distillation.method import Batch, Distillation, for_tangents, untrained, with_numbers
+from students.errors import FewstepError
+
+
+class MeanFlow(Distillation):
+    """u(z, r, t) is the mean velocity from r to t on the path through z_t = (1 - t) x_0 + t eps. With v = eps - x_0,
+
+        u_target = v - (t - r) (v . d_z u + d_t u)    (Eq. 10, the MeanFlow identity),
+        loss = sg(w) |u - sg(u_target)|^2,    w = 1 / (|u - u_target|^2 + c)^p    (Eq. 22)
+
+    the derivative along (v, 0, 1) by one Jacobian-vector product. t and r are logistic-normal, the larger being t, and
+    equal in `flow_share` of a batch; p = 1, c = 1e-3. From scratch: no teacher is asked for anything.
+    """
+
+    evaluations = 1
+    budget = 1.9
+
+    def __init__(self, teacher, start, *, flow_share: float = 0.75):
+        super().__init__(teacher, start)
+        self.flow_share = flow_share
+
+    def build(self, stage, trained):
+        fresh = with_numbers(for_tangents(untrained(self.start)), 1)
+        fresh.schedule, fresh.prediction = Flow(), "flow"
+        return fresh
+
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
+        x0, n = batch.x0, len(batch.x0)
+        times = torch.sigmoid(-0.4 + torch.randn(2, n, generator=generator, device=x0.device))
+        t, r = times.max(0).values, times.min(0).values
+        r = torch.where(torch.rand(n, generator=generator, device=x0.device) < self.flow_share, t, r)
+        z = expand(1 - t, x0) * x0 + expand(t, x0) * batch.noise
+        v = batch.noise - x0
+
+        def u(z, r, t):
+            return mean_velocity(self.model, z, r, t, batch.labels)
+
+        value, slope = torch.func.jvp(u, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
+        error = (value - (v - expand(t - r, z) * slope).detach()).square().flatten(1).sum(1)
+        return (error / (error.detach() + 1e-3)).mean()
+
+    def student(self, trained):
+        return MeanFlowStudent(trained[""])
+
+
+def mean_velocity(model: Denoiser, z: Tensor, r: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    """u(z, r, t), from the network told t and t - r (the paper's best embedding, Table 1c)."""
+    return model.evaluate(z, t, labels, (t - r)[:, None])
+
+
+class MeanFlowStudent(Student):
+    """x_r = x_t - (t - r) u(x_t, r, t) on a uniform grid."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        self.shape, self.classes = denoiser.shape, denoiser.classes
+        self.prior = getattr(denoiser, "prior", None)
+
+    def check(self, n_steps, guidance=1.0):
+        super().check(n_steps)
+        if guidance != 1:
+            raise FewstepError(f"{self.name} was trained without guidance: leave guidance at 1")
+
+    def generate(self, n_steps, noise, labels, guidance):
+        x = noise()
+        times = torch.linspace(1, 0, n_steps + 1, device=x.device)
+        for t, r in times.unfold(0, 2, 1):
+            x = x - (t - r) * mean_velocity(self.denoiser, x, r.expand(len(x)), t.expand(len(x)), labels)
+        return x
