@@ -150,14 +150,15 @@ def _say_written(paths: list[Path]) -> None:
 def _list(arguments) -> int:
     from bench.measure import METRICS
     from bench.tasks import FOLDER, load_task, task_names
-    from students.registry import STUDENTS
+    from students.registry import METHODS, STUDENTS
 
     sections = {
         "tasks": (f"tasks ({FOLDER})", {name: load_task(name).summary for name in task_names()}),
         "students": (
             "students",
-            {name: entry.summary for name, entry in STUDENTS.items()}
+            {name: entry.summary for name, entry in (STUDENTS | METHODS).items()}
             | {
+                "<method>:weights=DIR": "a distillation method, with the weights that you trained",
                 "diffusers:<Class>": "any scheduler of diffusers, by class name",
                 "module:attribute": "your own solver function, Student, or factory of one",
             },

@@ -12,7 +12,7 @@ from students.recipes import UNTRAINED
 
 REQUIRED = (
     "torch", "torchvision", "diffusers", "torch-fidelity", "open-clip-torch", "lpips", "pandas", "matplotlib",
-    "pyyaml", "scikit-learn", "scipy", "safetensors", "tqdm", "filelock", "torchode", "timm",
+    "pyyaml", "scikit-learn", "scipy", "safetensors", "tqdm", "filelock", "torchode", "timm", "accelerate",
 )  # fmt: skip
 OPTIONAL = {"torchsde": "diffusers:DPMSolverSDEScheduler"}
 

@@ -6,7 +6,7 @@ import itertools
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from bench.loading import load_student, one_line
 from bench.measure import METRICS, extractor_identity, metric_columns
+from bench.measure.faithfulness import SOLVER, STEPS, distances
 from bench.measure.features import load_extractor, to_uint8
 from bench.measure.latency import NetworkClock, PeakMemory, measure_latency, summary, synchronise
 from bench.measure.reference import SHARD, cached_statistics
@@ -35,7 +36,7 @@ from students.datafiles import reference_folder
 from students.devices import check_device
 from students.diffusion.noise import SeedNoise
 from students.errors import FewstepError, UnsupportedSteps
-from students.loading import DTYPES, MAX_STEPS
+from students.loading import DTYPES, MAX_STEPS, spec_is_distilled
 from students.provenance import commit
 from students.registry import parse
 from students.teachers import load_teacher
@@ -78,6 +79,11 @@ def _probe(student, n_steps: int, guidance: float) -> float:
 
 def _guidance(scale: float) -> dict:
     return {} if scale == 1 else {"guidance": scale}
+
+
+def _sample(student, n_steps: int, seeds: range, labels: Tensor | None, guidance: float) -> Tensor:
+    chosen = {} if labels is None else {"labels": labels}
+    return student.sample(n_steps, seeds=seeds, **chosen, **_guidance(guidance))
 
 
 def check_samples(samples, n: int, shape: tuple[int, ...], name: str) -> None:
@@ -127,6 +133,7 @@ class Evaluator:
         self.device = check_device(device)
         self.dtype = dtype
         self._students: dict[str, object] = {}
+        self._teacher_samples: dict[tuple, list[Tensor]] = {}
 
     @cached_property
     def data(self) -> Dataset:
@@ -148,6 +155,11 @@ class Evaluator:
             asked = self.task.shape, self.task.classes
             raise FewstepError(f"teacher {self.task.teacher!r} has (shape, classes) {made}, the task asks for {asked}")
         return teacher
+
+    @cached_property
+    def trajectories(self) -> Student:
+        """The teacher's sampler that faithfulness compares with, loaded apart so that no student's NFE counts it."""
+        return load_student(SOLVER, self.task, load_teacher(self.task.teacher, device=self.device), self.device)
 
     @cached_property
     def reference(self) -> Reference:
@@ -255,6 +267,7 @@ class Evaluator:
 
     def _header(self, cell: Cell) -> dict:
         real = cell.student == REAL
+        distilled = not real and spec_is_distilled(parse(cell.student))
         on_gpu = self.device.type == "cuda"
         return {
             "id": cell.id,
@@ -275,6 +288,7 @@ class Evaluator:
             "nfe": 0.0,
             "setup_nfe": 0.0,
             "metric_code": {},
+            **({"training": self.student(cell.student).training} if distilled else {}),
             "provenance": {
                 "commit": commit(),
                 "python": platform.python_version(),
@@ -291,11 +305,11 @@ class Evaluator:
         if hasattr(student, "check"):
             student.check(cell.steps, cell.guidance)
         first, end = cell.identity["seeds"]
+        teachers = self._teachers(cell, student)
 
         def draw(start, stop):
-            labels = self._labels(student, range(start, stop))
-            chosen = {} if labels is None else {"labels": labels}
-            return student.sample(cell.steps, seeds=range(start, stop), **chosen, **_guidance(cell.guidance))
+            seeds = range(start, stop)
+            return _sample(student, cell.steps, seeds, self._labels(student, seeds), cell.guidance)
 
         with count_nfe(student) as preparation:
             alone, latency = self._latency(student, lambda: draw(first, first + 1))
@@ -309,7 +323,8 @@ class Evaluator:
                 kept = self._keep(samples) if kept is None else kept
                 if self.save_images:
                     images.append(to_uint8(samples, self.task.rounding).cpu())
-                absorb(samples, self._labels(student, seeds))
+                part = slice(seeds.start - first, seeds.stop - first)
+                absorb(samples, self._labels(student, seeds), teachers and [rows[part] for rows in teachers])
         size = max(length for length, _ in seconds[-2:])
         throughput = summary([spent for length, spent in seconds if length == size])
         return statistics, kept, images, {
@@ -343,14 +358,15 @@ class Evaluator:
             start = stop
 
     @contextmanager
-    def _absorber(self, statistics: dict[str, FeatureStats]) -> Iterator[Callable[[Tensor, Tensor | None], None]]:
-        """A function that adds samples to `statistics`; on a GPU in a thread and stream beside the sampling.
+    def _absorber(self, statistics: dict[str, FeatureStats]) -> Iterator[Callable[..., None]]:
+        """A function that adds samples to `statistics`, given what `_represent` takes.
 
-        The first TIMED_BATCHES are added before the next is drawn, so that the times of sampling are its own.
+        On a GPU it works in a thread and stream beside the sampling; the first TIMED_BATCHES are added before the next
+        is drawn, so that the times of sampling are its own.
         """
 
-        def add(samples: Tensor, labels: Tensor | None) -> None:
-            for name, rows in self._represent(samples, labels).items():
+        def add(*batch) -> None:
+            for name, rows in self._represent(*batch).items():
                 statistics[name].update(rows)
 
         if self.device.type != "cuda":
@@ -358,15 +374,15 @@ class Evaluator:
             return
         stream, pending = torch.cuda.Stream(self.device), deque()
 
-        def add_beside(samples: Tensor, labels: Tensor | None) -> None:
+        def add_beside(*batch) -> None:
             with torch.cuda.stream(stream):
-                add(samples, labels)
+                add(*batch)
 
         with ThreadPoolExecutor(max_workers=1) as worker:
             submitted = itertools.count(1)
 
-            def submit(samples: Tensor, labels: Tensor | None) -> None:
-                pending.append(worker.submit(add_beside, samples, labels))
+            def submit(*batch) -> None:
+                pending.append(worker.submit(add_beside, *batch))
                 while len(pending) > (0 if next(submitted) <= TIMED_BATCHES else 1):
                     pending.popleft().result()
 
@@ -376,11 +392,42 @@ class Evaluator:
 
     def _labels(self, student, seeds: range) -> Tensor | None:
         """The classes that `sample` draws for these seeds, where a metric compares them with what is seen."""
-        if "agreement" not in self._collectors():
+        return self._classes(student, seeds) if "agreement" in self._collectors() else None
+
+    def _classes(self, student, seeds: range) -> Tensor | None:
+        """The classes that `sample` draws for these seeds; None where the task has none."""
+        if self.task.classes is None:
             return None
         prior = getattr(student, "prior", None)
-        prior = torch.ones(self.task.classes) if prior is None else prior
+        prior = torch.ones(self.task.classes) if prior is None else torch.as_tensor(prior)
         return SeedNoise(seeds, self.task.shape, self.device).labels(prior.to(self.device))
+
+    def _teachers(self, cell: Cell, student) -> list[Tensor] | None:
+        """The teacher's samples for the cell's seeds, classes and guidance and, of images, their features.
+
+        Drawn once for all students and kept in memory, which is for small tasks: 50,000 images of 32x32 in colour take
+        600 MB. None where no metric compares with them, and for a student with a model of its own: the teacher is not
+        its teacher, and not part of its cells' ids.
+        """
+        if "faithfulness" not in self._collectors() or parse(cell.student).model:
+            return None
+        seeds = range(*cell.identity["seeds"])
+        classes = self._classes(student, seeds)
+        key = seeds, cell.guidance, None if classes is None else tuple(classes.tolist())
+        if key not in self._teacher_samples:
+
+            def draw(start, stop):
+                drawn = range(start, stop)
+                return _sample(self.trajectories, STEPS, drawn, self._classes(student, drawn), cell.guidance)
+
+            batches = []
+            for _, samples, _ in self._batches(draw, seeds.start, seeds.stop, NFE()):
+                rows = [samples]
+                if self.task.kind == "image":
+                    rows.append(self.extractor.features(to_uint8(samples, self.task.rounding))[0])
+                batches.append([values.cpu() for values in rows])
+            self._teacher_samples[key] = [torch.cat(rows) for rows in zip(*batches, strict=True)]
+        return self._teacher_samples[key]
 
     def _latency(self, student, draw) -> tuple[Tensor, dict]:
         """One sample and batch-1 latency; the warm-up also does a student's one-time setup."""
@@ -410,14 +457,24 @@ class Evaluator:
                 needs[representation] = needs.get(representation, False) or form == "rows"
         return {representation: FeatureStats(keep_rows=rows) for representation, rows in needs.items()}
 
-    def _represent(self, samples: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """8-bit images, images in [-1, 1], or vectors, as rows of what the metrics compare."""
-        if self.task.kind == "vector":
-            return {"samples": samples}
-        images = samples if samples.dtype == torch.uint8 else to_uint8(samples, self.task.rounding)
+    def _represent(
+        self, samples: Tensor, labels: Tensor | None, teachers: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """8-bit images, images in [-1, 1], or vectors, as rows of what the metrics compare.
+
+        teachers: the teacher's samples that they are compared with and, of images, their features.
+        """
         needed = self._collectors()
+        rows = {"samples": samples} if self.task.kind == "vector" else self._image_rows(samples, labels, needed)
+        if "faithfulness" in needed:
+            made = [samples] if self.task.kind == "vector" else [samples, rows["features"]]
+            rows["faithfulness"] = distances(made, teachers)
+        return {name: rows[name] for name in needed}
+
+    def _image_rows(self, samples: Tensor, labels: Tensor | None, needed: Container[str]) -> dict[str, Tensor]:
+        images = samples if samples.dtype == torch.uint8 else to_uint8(samples, self.task.rounding)
         features, logits = self.extractor.features(images)
-        if logits is None and needed.keys() & {"logits", "agreement"}:
+        if logits is None and ("logits" in needed or "agreement" in needed):
             raise FewstepError(
                 f"extractor {self.task.extractor!r} has no classes: leave the metrics 'is' and 'agreement' out"
             )
@@ -426,7 +483,7 @@ class Evaluator:
             rows["samples"] = images.flatten(1).float() / 255
         if "agreement" in needed:
             rows["agreement"] = (logits.argmax(1) == labels.to(logits.device)).float()[:, None]
-        return {name: rows[name] for name in needed}
+        return rows
 
     def _split_statistics(self, split: Split) -> dict[str, FeatureStats]:
         statistics = self._collectors()

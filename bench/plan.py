@@ -15,11 +15,13 @@ from bench.measure import METRICS, extractor_identity, extractor_problem
 from bench.tasks import Task
 from students.cards import check_fits, model_identity
 from students.checkpoints.safetensors_file import verified_hash
+from students.distillation import weights_files
 from students.errors import FewstepError, unknown
-from students.recipes import EXACT, RECIPES, UNCONDITIONAL, teacher_weights
-from students.registry import parse
+from students.recipes import EXACT, RECIPES, UNCONDITIONAL, teacher_weights, weights_folder
+from students.registry import METHODS, Spec, parse
 
 DIFFUSERS = "students.solvers.diffusers_adapter:"
+NETWORKS = {"image": "students.networks.unet", "vector": "students.networks.mlp"}  # of our own teachers and students
 REAL = "real"  # the pseudo-student that answers with held-out data: the floor
 
 
@@ -116,14 +118,21 @@ def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float
 
 @functools.cache
 def _student(name: str, task: Task) -> dict:
-    """What identifies a student: its object, options and code; for a third party's also what it says of itself."""
+    """What identifies a student: its object, options and code, and its weights where it has its own.
+
+    For a third party's also what it says of itself.
+    """
     spec = parse(name)
     module = spec.target.partition(":")[0]
+    distilled = spec.entry in METHODS.values()
     identity = {
         "target": spec.target,
-        "options": ({} if spec.model else {"grid": task.grid}) | spec.options,
+        "options": ({} if spec.model or distilled else {"grid": task.grid}) | spec.options,
         "code": [code_hash(module), code_hash("students.base")],
     }
+    if distilled:
+        identity["code"].append(code_hash(NETWORKS[task.kind]))
+        identity["weights"] = _distilled_weights(spec, identity["options"].pop("weights", None), task)
     if spec.model:
         identity |= model_identity(spec.model) | {"reader": code_hash("students.pretrained")}
     if not module.startswith("students."):
@@ -135,6 +144,12 @@ def _student(name: str, task: Task) -> dict:
     return identity
 
 
+def _distilled_weights(spec: Spec, folder, task: Task) -> dict[str, str]:
+    """Stage -> the verified hash of its weights, in a folder or among those that ship."""
+    files = weights_files(folder or weights_folder(task.teacher), spec.name.partition(":")[0], task.teacher)
+    return {stage: verified_hash(path) for stage, path in files.items()}
+
+
 def _teacher(name: str) -> dict:
     if ":" in name:
         return {"name": name, "code": code_hash(name.partition(":")[0])}
@@ -142,7 +157,8 @@ def _teacher(name: str) -> dict:
         return {"name": name, "code": data_code(name)}
     if name not in (*RECIPES, *UNCONDITIONAL):
         raise unknown("teacher", name, [*RECIPES, *UNCONDITIONAL, *EXACT])
-    return {"name": name, "weights": verified_hash(teacher_weights(name)), "code": code_hash("students.networks.unet")}
+    kind = "image" if len(RECIPES[UNCONDITIONAL.get(name, name)].shape) == 3 else "vector"
+    return {"name": name, "weights": verified_hash(teacher_weights(name)), "code": code_hash(NETWORKS[kind])}
 
 
 def data_code(name: str) -> list[str]:

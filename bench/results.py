@@ -5,6 +5,7 @@ cell to one process at a time; the lock goes with the process that holds it, how
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -122,16 +123,28 @@ def latest(cells: list[dict]) -> list[dict]:
     return list({tuple(cell.get(key) for key in KEYS): cell for cell in cells}.values())
 
 
+# What a distilled student's `training` says (students/distillation/load.py), and the columns of it.
+TRAINING = {
+    "evaluations": "training_evaluations",
+    "relative": "training_cost",
+    "seconds": "training_seconds",
+    "curve": "training_curve",
+    "straightness": "straightness",
+}
+
+
 def frame(cells: list[dict], store: Store):
     """A pandas DataFrame, one row a cell: the columns of bench/report and every measured column."""
     import pandas as pd
 
-    nested = ("identity", "metrics", "latency", "provenance", "seconds")
+    nested = ("identity", "metrics", "latency", "training", "provenance", "seconds")
     rows = [
         {
             **{key: value for key, value in cell.items() if key not in nested},
             **cell.get("metrics", {}),
             **cell.get("latency", {}),
+            **_training(cell.get("training", {})),
+            "own_model": cell["identity"].get("teacher", {}) is None,
             "device": cell["provenance"]["device"],
             "cell": cell["id"],
             "path": str(store.path(cell["id"])),
@@ -139,3 +152,8 @@ def frame(cells: list[dict], store: Store):
         for cell in cells
     ]
     return pd.DataFrame(rows)
+
+
+def _training(training: dict) -> dict:
+    known = {column: training[key] for key, column in TRAINING.items() if key in training}
+    return {column: math.nan if value is None else value for column, value in known.items()}

@@ -94,19 +94,23 @@ def _train(arguments) -> int:
 
 
 def _values(assignments: list[str], flag: str) -> dict:
-    """Of `key=value` arguments, the values read as YAML."""
-    import yaml
-
+    """Of `key=value` arguments, the values read as numbers where they are."""
     values = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
         if not (equals and value and key.isidentifier()):
             raise FewstepError(f"cannot read {assignment!r}: write {flag} key=value")
+        values[key] = _number(value)
     return values
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _convert(arguments) -> int:

@@ -3,7 +3,8 @@
 A metric is a function `f(generated, reference) -> numbers`, one number a column: `generated` maps a
 representation to the FeatureStats of the samples, `reference` is a Reference (both in statistics.py).
 Representations: "features" and "logits" of the task's extractor; "agreement", whether the largest logit is that of
-the label; "samples", which are uint8 images scaled to [0, 1] and flattened, or vectors as they are.
+the label; "samples", which are uint8 images scaled to [0, 1] and flattened, or vectors as they are; "faithfulness",
+distances to the teacher's sample of the same noise (faithfulness.py).
 """
 
 import os
@@ -79,6 +80,11 @@ METRICS = {
             ("memorised", "nn_ratio"), _IMAGE, "copies of training images", opposite=("nn_ratio",),
         ),
         Metric(
+            "faithfulness", "bench.measure.faithfulness:faithfulness", "lower", {"faithfulness": "moments"},
+            ("teacher_pixel", "teacher_{extractor}"), _IMAGE,
+            "distance to the teacher's image of the same noise, in pixels and in features",
+        ),
+        Metric(
             "fd_exact", "bench.measure.frechet:exact_distance", "lower", {"samples": "moments"},
             ("fd_exact",), _VECTOR, "Fréchet distance to the exact moments",
         ),
@@ -89,6 +95,10 @@ METRICS = {
         Metric(
             "modes", "bench.measure.vectors:modes", "higher", {"samples": "rows"},
             ("mode_coverage", "outliers"), _VECTOR, "modes found, and samples far from all", opposite=("outliers",),
+        ),
+        Metric(
+            "faithfulness_vector", "bench.measure.faithfulness:faithfulness", "lower", {"faithfulness": "moments"},
+            ("teacher_distance",), _VECTOR, "distance to the teacher's sample of the same noise",
         ),
     )
 }  # fmt: skip

@@ -16,11 +16,18 @@ from students.errors import FewstepError
 
 
 def print_table(records: list[dict], task: Task, store: Store) -> None:
-    """Print students x steps for the given cells."""
+    """Print students x steps for the given cells, and what the training of those that were distilled cost.
+
+    That is compared with every solver that the store has cells of.
+    """
+    from bench.report.costs import training_text
     from bench.report.tables import to_text
 
     cells, metric = _cells(records, task, store)
-    print(to_text(cells, metric, directions(task)))
+    everything, _ = _cells(store.cells(), task, store)
+    compared = everything[everything["student"].isin(cells["student"]) | (everything["family"] == "solver")]
+    texts = [to_text(cells, metric, directions(task)), training_text(compared, metric, directions(task))]
+    print("\n\n".join(filter(None, texts)))
 
 
 def write(task: Task, store: Store, out: Path, folder: str) -> list[Path]:

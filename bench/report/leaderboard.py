@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.report.costs import RULE as COST_RULE
+from bench.report.costs import training_table
 from bench.report.files import write_atomically
 from bench.report.tables import REAL, aggregate, describe, footnotes, plus_minus, protocols
 
@@ -75,6 +77,9 @@ def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: di
         previous = list(entries.index)
         if len(entries):
             lines += [f"### At most {budget} NFE", "", *_ranking(entries, metric, better), ""]
+    if (costs := training_table(group, metric, better)) is not None:
+        lines += ["### What training cost", "", COST_RULE.format(metric=f"`{metric}`"), ""]
+        lines += [*_markdown(list(costs), costs.to_numpy().tolist()), ""]
     notes = footnotes(group)
     return [*lines, "### Without a number", "", *(f"- {note}" for note in notes), ""] if notes else lines
 
@@ -93,11 +98,17 @@ def _ranking(entries: pd.DataFrame, metric: str, better: dict[str, str]) -> list
     columns = _columns(entries, metric, better)
     places = ranks(list(entries[metric]), list(entries[f"{metric}_std"]))
     header = ["rank", "student", "steps", "NFE", *columns, "blocks", "samples", "latency (ms)"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    rows = []
     for place, (_, row) in zip(places, entries.iterrows(), strict=True):
         numbers = [plus_minus(row[name], row[f"{name}_std"]) for name in columns]
         rank = f"{place} ≈" if places.count(place) > 1 else f"{place}"
         spent = [row["student"], row["steps"], f"{row['nfe']:.4g}"]
-        words = [rank, *spent, *numbers, row["blocks"], row["samples"], plus_minus(row.get("latency_ms", math.nan))]
-        lines.append("| " + " | ".join(map(str, words)) + " |")
-    return lines
+        rows.append(
+            [rank, *spent, *numbers, row["blocks"], row["samples"], plus_minus(row.get("latency_ms", math.nan))]
+        )
+    return _markdown(header, rows)
+
+
+def _markdown(header: list[str], rows: list[list]) -> list[str]:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, *rows)]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]

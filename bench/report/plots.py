@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
@@ -73,9 +73,7 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
     points["front"] = pareto_front(points["cost"], points["loss"])
     styles = _styles(sorted(set(points["student"])), _leading(points[points["front"]]))
 
-    height = max(6.25, 1.7 + len(styles) * LABEL_PITCH / 72)
-    figure = Figure(figsize=(10, height), dpi=DPI)
-    axes = figure.add_axes((0.075, 0.75 / height, 0.6, 1 - 1.5 / height))
+    figure, axes = _canvas(len(styles))
     _frame(axes, points, floor, metric, x)
     _draw_front(axes, points[points["front"]], metric, x, better[metric] == "lower")
     for name, rows in points.groupby("student"):
@@ -102,14 +100,59 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
     axes.set_ylabel(f"{metric} ({better[metric]} is better)")
     protocol = [describe(cells)] if x == "nfe" else [describe(cells), *sorted(set(points["device"]))]
     bars = "; bars: ± 1 standard deviation over seed blocks" if points[f"{metric}_std"].notna().any() else ""
+    _head(axes, title, ", ".join(protocol) + bars)
+    return figure
+
+
+def training_curves(curves: dict[str, list[tuple[float, float]]], title: str) -> Figure:
+    """One line a student: (network evaluations spent, energy distance to the training data then), stages joined.
+
+    Distances that chance took to zero or below are drawn at the smallest that is above.
+    """
+    points = pd.DataFrame(
+        [(name, *point) for name, curve in curves.items() for point in curve], columns=["student", "spent", "distance"]
+    )
+    above = points["distance"] > 0
+    points["distance"] = points["distance"].where(above, points["distance"][above].min())
+    styles = _styles(list(curves), list(curves))
+    figure, axes = _canvas(len(styles))
+    _scale_up(axes, points["distance"])
+    axes.xaxis.set_major_formatter(EngFormatter())
+    for name, rows in points.groupby("student"):
+        style = styles[name]
+        axes.plot(
+            rows["spent"], rows["distance"], color=style.colour, linewidth=style.width, linestyle=style.dashes,
+            marker=style.marker, markersize=3.5, zorder=style.layer,
+        )  # fmt: skip
+    axes.set_xlim(left=0)
+    _label_ends(axes, points.groupby("student").tail(1), "distance", "spent", styles)
+    axes.set_xlabel("network evaluations spent in training, teacher's and student's")
+    axes.set_ylabel("energy distance to the training data (lower is better)")
+    _head(axes, title, "each point in the fewest steps that the student could take by then")
+    return figure
+
+
+def _canvas(lines: int):
+    """A figure with room for so many labels right of its axes, and the axes."""
+    height = max(6.25, 1.7 + lines * LABEL_PITCH / 72)
+    figure = Figure(figsize=(10, height), dpi=DPI)
+    axes = figure.add_axes((0.075, 0.75 / height, 0.6, 1 - 1.5 / height))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#666666")
+    axes.grid(color=FAINT, linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, color="#666666", length=3)
+    return figure, axes
+
+
+def _head(axes, title: str, text: str) -> None:
+    """A title and a line below it."""
     axes.annotate(
         title, (0, 1), xycoords="axes fraction", xytext=(0, 24), textcoords="offset points", fontsize=12, weight="bold"
     )
     axes.annotate(
-        ", ".join(protocol) + bars, (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points",
-        fontsize=9, color="#444444",
-    )  # fmt: skip
-    return figure
+        text, (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points", fontsize=9, color="#444444"
+    )
 
 
 def _leading(front: pd.DataFrame) -> list[str]:
@@ -121,19 +164,18 @@ def _leading(front: pd.DataFrame) -> list[str]:
 
 
 def _frame(axes, points: pd.DataFrame, floor: pd.Series, metric: str, x: str) -> None:
-    """Scales, limits, ticks and grid."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#666666")
-    axes.grid(color=FAINT, linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, color="#666666", length=3)
+    """Scales, limits and ticks."""
     if (points[x] > 0).all():
         axes.set_xscale("log")
         axes.set_xlim(points[x].min() / 1.12, points[x].max() * 1.06)
         axes.xaxis.set_major_locator(FixedLocator(_nfe_ticks(points)) if x == "nfe" else LogLocator(10, (1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    values = pd.concat([points[metric], floor])
+    _scale_up(axes, pd.concat([points[metric], floor]))
+
+
+def _scale_up(axes, values: pd.Series) -> None:
+    """A logarithmic scale upwards, if the values are positive and spread enough."""
     if (values > 0).all() and values.max() > 4 * values.min():
         axes.set_yscale("log")
         axes.set_ylim(values.min() / 1.25, values.max() * 1.15)

@@ -1,10 +1,12 @@
 """reports/<task>: results.csv, the tables, plots and sample grids. A picture whose inputs are unchanged is kept."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 from bench.identity import code_hash, digest
+from bench.report.costs import training_text
 from bench.report.files import is_current, png, safe_name, write_atomically
 from bench.report.tables import PROTOCOL, REAL, aggregate, latency_text, protocols, to_text, write_results
 
@@ -19,7 +21,8 @@ def write_report(cells: pd.DataFrame, name: str, metric: str, better: dict[str, 
     """
     folder = Path(out_dir) / "reports" / name
     task_name = cells["task"].iloc[0]
-    text = "\n\n".join(filter(None, [to_text(cells, metric, better), latency_text(cells)]))
+    texts = [to_text(cells, metric, better), training_text(cells, metric, better), latency_text(cells)]
+    text = "\n\n".join(filter(None, texts))
     paths = [
         write_results(cells, folder / "results.csv"),
         write_atomically(folder / "table.md", f"# {name}\n\n```\n{text}\n```\n".encode()),
@@ -31,7 +34,7 @@ def write_report(cells: pd.DataFrame, name: str, metric: str, better: dict[str, 
         for i, (device, rows) in enumerate(_devices(group)):
             picture = f"quality_latency{_suffix(group, groups[0])}{f'-{safe_name(device)}' if i else ''}"
             paths += _write_plot(rows, metric, "latency_ms", better, folder / picture, task_name)
-    return paths + _write_grids(cells, folder / "samples")
+    return paths + _write_training(cells, folder / "training", task_name) + _write_grids(cells, folder / "samples")
 
 
 def _suffix(group: pd.DataFrame, main: pd.DataFrame) -> str:
@@ -60,11 +63,39 @@ def _write_plot(
         return []
     drawn = aggregate(cells)[["student", "steps", "blocks", "status", metric, f"{metric}_std", x, "device"]]
     inputs = digest({"code": code_hash("bench.report.plots"), "rows": drawn.to_csv(), "metric": metric, "x": x})
+
+    def draw():
+        from bench.report.plots import quality_against
+
+        return quality_against(cells, metric, x, better, f"{task_name}: {metric} against {TITLES[x]}")
+
+    return _write_figure(path, inputs, draw)
+
+
+def _write_training(cells: pd.DataFrame, path: Path, task_name: str) -> list[Path]:
+    """The PNG and the SVG of the distilled students' training curves; none if no cell has one."""
+    if "training_curve" not in cells:
+        return []
+    known = cells.dropna(subset="training_curve").drop_duplicates("student").sort_values("student")
+    curves = {row.student: row.training_curve for row in known.itertuples() if row.training_curve}
+    if not curves:
+        return []
+
+    def draw():
+        from bench.report.plots import training_curves
+
+        return training_curves(curves, f"{task_name}: quality while training")
+
+    return _write_figure(path, digest({"code": code_hash("bench.report.plots"), "curves": repr(curves)}), draw)
+
+
+def _write_figure(path: Path, inputs: str, draw: Callable) -> list[Path]:
+    """A figure as PNG and SVG, drawn only where the files are not of the same inputs."""
     paths = [path.with_name(path.name + suffix) for suffix in (".png", ".svg")]
     if not all(is_current(file, inputs) for file in paths):
-        from bench.report.plots import quality_against, render
+        from bench.report.plots import render
 
-        figure = quality_against(cells, metric, x, better, f"{task_name}: {metric} against {TITLES[x]}")
+        figure = draw()
         for file in paths:
             write_atomically(file, render(figure, file.suffix, inputs))
     return paths

@@ -222,8 +222,8 @@ def untrained(denoiser: Denoiser) -> Denoiser:
 def for_tangents(denoiser: Denoiser) -> Denoiser:
     """The denoiser, its attention written in plain operations, through which forward-mode derivatives go."""
     for module in denoiser.modules():
-        if hasattr(module, "set_attn_processor"):
+        if hasattr(module, "set_processor"):
             from diffusers.models.attention_processor import AttnProcessor
 
-            module.set_attn_processor(AttnProcessor())
+            module.set_processor(AttnProcessor())
     return denoiser

@@ -182,9 +182,14 @@ def _check_options(kind: type[Distillation], name: str, options: dict, settings:
     for key in options:
         if key not in takes:
             raise FewstepError(f"{name} takes no option {key!r}: it takes {', '.join(takes) or 'none'}")
-    for key in settings:
+    for key, value in settings.items():
         if key not in loops:
             raise unknown("setting", key, loops)
+        whole = key in ("steps", "batch_size", "warmup")
+        if not isinstance(value, int if whole else int | float) or not 0 <= value < math.inf:
+            raise FewstepError(
+                f"setting {key} must be a {'whole ' if whole else ''}number of at least 0, got {value!r}"
+            )
 
 
 def _previous(after: str, name: str, task: str, folder: Path, device):

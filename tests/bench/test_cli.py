@@ -109,6 +109,10 @@ BAD = {
     "unknown task": (["run", "digit"], "did you mean 'digits'"),
     "unknown student": (["run", "digits", "--students", "dimm"], "did you mean 'ddim'"),
     "unknown scheduler": (["run", "digits", "--students", "diffusers:DDIMSchedulr"], "did you mean 'DDIMScheduler'"),
+    "weights that are not there": (
+        ["run", "gaussians", "--students", "consistency:weights=nowhere"],
+        "no weights of consistency in nowhere: train it",
+    ),
     "unknown option": (["run", "digits", "--students", "ddim:eat=1"], "takes no option 'eat'"),
     "unknown grid": (["run", "digits", "--students", "ddim:grid=lg_snr"], "did you mean 'log_snr'"),
     "unknown metric": (["run", "digits", "--metrics", "fid"], "did you mean 'fd'"),
@@ -335,7 +339,7 @@ def test_two_runs_on_one_store_share_the_work(tmp_path):
 def test_list_and_help_are_quick_to_import():
     code = "import sys; from bench.cli import main; main(['list']); assert not {'torch', 'pandas'} & set(sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], check=True, text=True, capture_output=True, cwd=ROOT).stdout
-    for name in ("digits", "gaussians", "dpm_solver_pp", "diffusers:<Class>", "memorisation"):
+    for name in ("digits", "gaussians", "dpm_solver_pp", "progressive", "diffusers:<Class>", "memorisation"):
         assert name in printed
 
 

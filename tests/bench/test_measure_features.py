@@ -212,7 +212,7 @@ def test_every_metric_is_there():
         assert metric.better in ("lower", "higher") and metric.kind in ("image", "vector")
         assert set(metric.opposite) <= set(metric.columns)
         assert set(metric.needs.values()) <= {"moments", "rows"}
-        assert set(metric.needs) <= {"features", "logits", "agreement", "samples"}
+        assert set(metric.needs) <= {"features", "logits", "agreement", "samples", "faithfulness"}
 
 
 def test_the_table_imports_no_torch():

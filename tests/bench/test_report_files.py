@@ -99,6 +99,20 @@ def test_report_writes_its_files_and_keeps_unchanged_pictures(small, tmp_path):
     }
 
 
+def test_training_curves_are_drawn_where_there_are_some(small, tmp_path):
+    curve = [[100, 0.5], [200, 0.2]]
+    trained = small.query("student == 'ddim'").assign(student="cd", training_curve=[curve, curve])
+    untrained = small.query("student == 'ddim'").assign(student="none", training_curve=[[], []])
+    paths = write_report(pd.concat([small, trained, untrained]), "t", "fd", LOWER, tmp_path)
+    pictures = [path for path in paths if path.stem == "training"]
+    assert [path.name for path in pictures] == ["training.png", "training.svg"]
+    before = [path.stat().st_mtime_ns for path in pictures]
+    write_report(pd.concat([small, trained]), "t", "fd", LOWER, tmp_path)
+    assert [path.stat().st_mtime_ns for path in pictures] == before
+    only = write_report(pd.concat([small, untrained]), "t", "fd", LOWER, tmp_path / "other")
+    assert not any(path.stem == "training" for path in only)
+
+
 def test_other_protocols_and_devices_have_pictures_of_their_own(small, tmp_path):
     gpu = small.query("student == 'ddim'").assign(device="H 200")
     guided = small.query("student == 'ddim'").assign(guidance=2.0)

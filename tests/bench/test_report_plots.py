@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from bench.report.plots import pareto_front, quality_against, render, spread_out
+from bench.report.plots import pareto_front, quality_against, render, spread_out, training_curves
 from tests.bench.test_report_tables import BETTER, make_cells, tiny
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=25)
@@ -65,6 +65,18 @@ def test_the_front_of_a_metric_where_higher_is_better():
 def test_ticks_are_measured_evaluations(sweep):
     axes = quality_against(sweep, "fd_digits_cnn", "nfe", BETTER, "").axes[0]
     assert list(axes.get_xticks()) == [1, 2, 4, 8, 16, 31]
+
+
+def test_training_curves_are_lines_of_evaluations_and_distances():
+    curves = {"cd": [[100, 0.5], [300, 0.02]], "pd": [[50, 0.1], [90, 0.3], [200, -0.01]]}
+    axes = training_curves(curves, "title").axes[0]
+    lines = [line for line in axes.lines if line.get_transform() == axes.transData]
+    assert [line.get_xdata().tolist() for line in lines] == [[100, 300], [50, 90, 200]]
+    assert [line.get_ydata().tolist() for line in lines] == [[0.5, 0.02], [0.1, 0.3, 0.02]], "0.02: the least above 0"
+    assert axes.get_yscale() == "log" and axes.get_xlim()[0] == 0
+    assert {"cd", "pd"} <= {text.get_text() for text in axes.texts}
+    first, second = (render(training_curves(curves, "title"), ".png", "digest") for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

@@ -36,6 +36,15 @@ def test_save_load_and_frame(tmp_path):
     assert (store.path("a1") / "array").exists()
 
 
+def test_training_is_a_column_for_each_number(tmp_path):
+    training = {"evaluations": 300, "relative": None, "seconds": 1.5, "curve": [[100, 0.5]], "straightness": 0.1}
+    rows = frame([cell(), cell("b2", training=training), cell("c3", identity={"teacher": None})], Store(tmp_path, "t"))
+    numbers = rows[["training_evaluations", "training_cost", "training_seconds", "straightness"]]
+    assert numbers.iloc[0].isna().all() and numbers.iloc[1].dropna().tolist() == [300, 1.5, 0.1]
+    assert numbers.dtypes.eq("float64").all() and rows.training_curve[1] == [[100, 0.5]]
+    assert rows.own_model.tolist() == [False, False, True]
+
+
 def test_latest_keeps_the_last_of_equal_measurements():
     old, new = cell("a1"), cell("b2", identity={"weights": "other"})
     other = cell("c3", steps=8)

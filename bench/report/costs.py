@@ -1,0 +1,88 @@
+"""What training a student cost, and after how many images that is paid back. Functions of cells, like tables.py."""
+
+import math
+import textwrap
+
+import pandas as pd
+
+from bench.report.tables import WIDTH, aggregate, describe, plus_minus, protocols
+
+RULE = (
+    "Break-even is the number of images after which training is paid back: its network evaluations, all step counts "
+    "together, / (NFE of the solver - NFE of the student), where the solver is that of fewest NFE whose {metric} is "
+    "equal or better."
+)
+NEVER, NONE_AS_GOOD, NONE_MEASURED = "never", "no solver as good", "no solver measured"
+
+
+def rival(solvers: pd.DataFrame, value: float, metric: str, better: dict[str, str]) -> pd.Series | None:
+    """Of the rows whose metric is `value` or better, the one of fewest NFE, of equals the best; None if none is."""
+    lower = better[metric] == "lower"
+    good = solvers[solvers[metric] <= value if lower else solvers[metric] >= value]
+    return None if good.empty else good.sort_values(["nfe", metric, "student"], ascending=[True, lower, True]).iloc[0]
+
+
+def break_even(evaluations: float, nfe: float, solver_nfe: float) -> float:
+    """The images n for which n (NFE of the solver - NFE of the student) >= evaluations; infinite if none are saved."""
+    saved = solver_nfe - nfe
+    return math.ceil(evaluations / saved) if saved > 0 else math.inf
+
+
+def training_table(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> pd.DataFrame | None:
+    """A row for each distilled (student, steps) of one protocol, as text; None where there are none with a number.
+
+    Evaluations and seconds are of the training, with all that went before; `x teacher`: relative to the evaluations of
+    the teacher's own training. Then break-even (see RULE), the solver compared with (none that samples from a model of
+    its own, whose evaluations are of another size), and where they were measured the distances to the teacher's samples
+    (bench/measure/faithfulness.py) and the straightness of the student's flow.
+    """
+    table = aggregate(cells)
+    if not {"training_evaluations", metric} <= set(table):
+        return None
+    table = table[table[metric].notna()]
+    students = table[table["training_evaluations"].notna()].sort_values(["student", "steps"])
+    solvers = table[(table["family"] == "solver") & ~table["own_model"].astype(bool)]
+    faithful = [name for name in better if name.startswith("teacher") and name in table and table[name].notna().any()]
+    rows = []
+    for row in students.to_dict("records"):
+        best = rival(solvers, row[metric], metric, better)
+        if best is None:
+            paid, against = NONE_MEASURED if solvers.empty else NONE_AS_GOOD, ""
+        else:
+            images = break_even(row["training_evaluations"], row["nfe"], best["nfe"])
+            paid = NEVER if math.isinf(images) else f"{images:,}"
+            against = f"{best['student']}, steps {best['steps']}, NFE {best['nfe']:.4g}"
+        cost = row["training_cost"]
+        rows.append(
+            {
+                "student": row["student"],
+                "steps": f"{row['steps']}",
+                "NFE": f"{row['nfe']:.4g}",
+                metric: plus_minus(row[metric], row[f"{metric}_std"]),
+                "x teacher": "n/a" if math.isnan(cost) else f"{cost:.3g}",
+                "evaluations": f"{row['training_evaluations']:,.0f}",
+                "seconds": f"{row['training_seconds']:,.0f}",
+                "break-even": paid,
+                "against": against,
+                **{name: plus_minus(row[name], row[f"{name}_std"]) for name in faithful},
+                "straightness": plus_minus(row.get("straightness", math.nan)),
+            }
+        )
+    shown = pd.DataFrame(rows)
+    return None if shown.empty else shown.loc[:, (shown != "n/a").any()]
+
+
+def training_text(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> str:
+    """The training tables of all protocols, ready to print; empty where there are no distilled students."""
+    blocks = []
+    for group in protocols(cells):
+        if (table := training_table(group, metric, better)) is not None:
+            heading = f"{group['task'].iloc[0]}: what training cost, and after how many images it is paid back"
+            rule = textwrap.fill(RULE.format(metric=metric), WIDTH)
+            blocks.append("\n".join([heading, describe(group), rule, "", _text(table)]))
+    return "\n\n".join(blocks)
+
+
+def _text(table: pd.DataFrame) -> str:
+    """With the student in front, once, as the quality table has it."""
+    return table.set_index(["student", "steps"]).rename_axis(index=[None, None], columns=None).to_string()
