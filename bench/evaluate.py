@@ -35,7 +35,7 @@ from students.data import Dataset, Split, load_data
 from students.datafiles import reference_folder
 from students.devices import check_device
 from students.diffusion.noise import SeedNoise
-from students.errors import FewstepError, UnsupportedSteps
+from students.errors import FewstepError, Unsupported, UnsupportedSteps
 from students.loading import DTYPES, MAX_STEPS, spec_is_distilled
 from students.provenance import commit
 from students.registry import parse
@@ -226,7 +226,7 @@ class Evaluator:
             else:
                 statistics, kept, images, measured = self._draw(cell)
             record |= measured
-        except UnsupportedSteps as error:
+        except Unsupported as error:
             record |= {"status": UNSUPPORTED, "reason": str(error)}
         except (Exception, SystemExit) as error:  # a student may be anybody's code: one failure must not end the sweep
             record |= {"status": FAILED, "reason": self._reason(error)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from students.diffusion.denoiser import guided
 from students.diffusion.grids import make_grid
 from students.diffusion.noise import SeedNoise
-from students.errors import FewstepError, UnsupportedSteps
+from students.errors import FewstepError, Unsupported, UnsupportedSteps
 from students.registry import import_object, parse
 
 
@@ -23,6 +23,7 @@ class Student:
     supported_steps: the step counts that make sense, a container.
     options: whatever else can change its samples, as plain JSON values; part of a cell's identity.
     family: "solver" for a teacher with a solver, "distilled" otherwise.
+    takes_guidance: False for a network that was distilled without.
     """
 
     name = "student"
@@ -33,6 +34,7 @@ class Student:
     supported_steps = range(1, 1001)
     device = torch.device("cpu")
     options: ClassVar[dict] = {}
+    takes_guidance = True
 
     def generate(self, n_steps: int, noise: SeedNoise, labels: Tensor | None, guidance: float) -> Tensor:
         """Samples (len(noise.seeds), *shape), not yet clamped. All randomness comes from `noise`."""
@@ -47,7 +49,7 @@ class Student:
         """One sample per seed, float32: (N, C, H, W) in [-1, 1], or (N, D).
 
         labels: (N,) classes; None draws each seed's class from the prior. guidance: w of classifier-free
-        guidance. Raises UnsupportedSteps, or FewstepError for labels or guidance the student cannot take.
+        guidance. Raises UnsupportedSteps, Unsupported, or FewstepError for labels or guidance the student cannot take.
         """
         self.check(n_steps, guidance)
         noise = SeedNoise(seeds, self.shape, self.device)
@@ -74,6 +76,8 @@ class Student:
         """Raise what `sample` would raise for these arguments, without any network call."""
         if type(n_steps) is not int or n_steps not in self.supported_steps:
             raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps; it supports {self._supported()}")
+        if guidance != 1 and not self.takes_guidance:
+            raise Unsupported(f"{self.name} was distilled without guidance: leave guidance at 1")
         if guidance != 1 and self.classes is None:
             raise FewstepError(f"{self.name} is unconditional: guidance {guidance} needs classes; leave it at 1")
 
@@ -160,17 +164,13 @@ class FewStepStudent(SolverStudent):
     """
 
     family = "distilled"
+    takes_guidance = False
 
     def __init__(self, denoiser, solver, levels: dict[int, list], **arguments):
         steps = tuple(sorted(levels))
         super().__init__(denoiser, solver, grid=levels[steps[0]], supported_steps=steps, **arguments)
         self.levels = levels
         self.options = {"levels": {str(n): levels[n] for n in steps}, **self.solver_options}
-
-    def check(self, n_steps, guidance=1.0):
-        if guidance != 1:
-            raise FewstepError(f"{self.name} was distilled without guidance: leave guidance at 1")
-        super().check(n_steps)
 
     def times(self, n_steps: int):
         return make_grid(self.levels[n_steps], self.denoiser.schedule, n_steps)

@@ -48,8 +48,11 @@ def digits() -> Dataset:
     return Dataset(Split(grey[train], labels[train]), Split(grey[heldout], labels[heldout]), classes=10)
 
 
-def gaussians() -> Dataset:
-    """Eight anisotropic Gaussians of unequal weight on a ring of radius 1, with 10,000 exact samples a half."""
+def gaussians(conditional: bool = False) -> Dataset:
+    """Eight anisotropic Gaussians of unequal weight on a ring of radius 1, with 10,000 exact samples a half.
+
+    conditional: the Gaussian that a sample is from is its class.
+    """
     angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
     radial = torch.stack([angle.cos(), angle.sin()], dim=1)
     tangent = torch.stack([-angle.sin(), angle.cos()], dim=1)
@@ -57,10 +60,16 @@ def gaussians() -> Dataset:
         0.10**2 * radial[:, :, None] * radial[:, None, :] + 0.04**2 * tangent[:, :, None] * tangent[:, None, :]
     )
     weights = torch.tensor([2.0, 1.0] * 4)
-    mixture = GaussianMixture(weights, radial, covariances, VPLinear())
+    mixture = GaussianMixture(weights, radial, covariances, VPLinear(), conditional)
     # the halves draw from seeds far from those a task evaluates
-    halves = [Split(mixture.sample(range(start, start + 10_000))[0]) for start in (2**40, 2**41)]
-    return Dataset(*halves, mixture=mixture)
+    halves = [mixture.sample(range(start, start + 10_000)) for start in (2**40, 2**41)]
+    splits = [Split(samples, labels if conditional else None) for samples, labels in halves]
+    return Dataset(*splits, classes=8 if conditional else None, mixture=mixture)
+
+
+def gaussians_cond() -> Dataset:
+    """`gaussians`, in eight classes."""
+    return gaussians(conditional=True)
 
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
@@ -106,7 +115,12 @@ def cifar10_problem() -> str:
     return ""
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits, "gaussians": gaussians, "cifar10": cifar10}
+DATASETS: dict[str, Callable[[], Dataset]] = {
+    "digits": digits,
+    "gaussians": gaussians,
+    "gaussians-cond": gaussians_cond,
+    "cifar10": cifar10,
+}
 
 
 def load_data(name: str) -> Dataset:

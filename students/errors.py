@@ -8,7 +8,11 @@ class FewstepError(Exception):
     """What is wrong and what to do about it, in one line."""
 
 
-class UnsupportedSteps(FewstepError):
+class Unsupported(FewstepError):
+    """A student was asked for what it is not made for."""
+
+
+class UnsupportedSteps(Unsupported):
     """A student was asked for a step count that makes no sense for it."""
 
 

@@ -84,12 +84,23 @@ RECIPES = {
         batch_size=512,
         label_dropout=0.0,
     ),
+    "gaussians-cond-mlp": Recipe(
+        data="gaussians-cond",
+        shape=(2,),
+        classes=8,
+        network={},
+        sigma_data=0.7,
+        grid="quadratic",
+        steps=2_000,
+        batch_size=512,
+    ),
 }
 # teachers that are the "no class" side of another, trained with it by label dropout
 UNCONDITIONAL = {"cifar10": "cifar10-cond", "cifar10-small": "cifar10-small-cond"}
 UNTRAINED = {"cifar10-cond"}  # recipes whose weights do not ship yet
-EXACT = {"gaussians": "quadratic"}  # exact denoisers (students/data.py), each with its grid
-START = {"gaussians": "gaussians-mlp"}  # what students of an exact teacher start from, a network trained for the same
+EXACT = {"gaussians": "quadratic", "gaussians-cond": "quadratic"}  # exact denoisers (students/data.py), and their grid
+# what students of an exact teacher start from, a network trained for the same
+START = {"gaussians": "gaussians-mlp", "gaussians-cond": "gaussians-cond-mlp"}
 
 
 def weights_folder(name: str) -> Path:

@@ -155,6 +155,8 @@ def _parse_model(text: str, family: str, name: str, *rest: str) -> Spec:
         inner = Spec(text, SAMPLERS[solver].target, _options(options, text), SAMPLERS[solver])
     else:
         inner = parse(":".join([solver, *options]))
+    if inner.entry in METHODS.values():
+        raise FewstepError(f"{text!r}: {solver} has a network of its own; name it alone, or train it on that teacher")
     if inner.model:
         raise FewstepError(f"{text!r} names two models: a solver follows the first")
     own_options = card.options or {} if solver == own else {}

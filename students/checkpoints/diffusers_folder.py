@@ -95,7 +95,11 @@ class UNetDenoiser(Denoiser):
         """What the network calls the time t."""
         return t * len(self.schedule.alphas_cumprod) - 1
 
-    def evaluate(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
+    def evaluate(
+        self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
+    ) -> Tensor:
+        if numbers is not None:
+            raise FewstepError("this network takes no further inputs")
         timestep = self.timestep(condition)
         if timestep.ndim == 0:
             timestep = x.new_empty(len(x), dtype=torch.float32).fill_(timestep)

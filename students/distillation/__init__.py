@@ -18,12 +18,11 @@ def stage_file(folder: Path, method: str, stage: str) -> Path:
 
 def weights_files(folder: Path, method: str, task: str) -> dict[str, Path]:
     """The weights of a trained method by stage; raises WeightsError where there are none."""
+    folder = Path(str(folder)).expanduser()
     single = stage_file(folder, method, "")
     if single.is_file():
         return {"": single}
-    found = {
-        path.stem.removeprefix(f"{method}-"): path for path in sorted(Path(folder).glob(f"{method}-*.safetensors"))
-    }
+    found = {path.stem.removeprefix(f"{method}-"): path for path in sorted(folder.glob(f"{method}-*.safetensors"))}
     if not found:
         raise WeightsError(
             f"no weights of {method} in {folder}: train it (python -m students train {method} --task {task}), "

@@ -31,6 +31,8 @@ class TrajectoryOperator(Distillation):
     source = PAIRS
     pairs = Pairs(count=8_000, solver="ddim", steps=STEPS, path=STATES + 1)
     evaluations = STATES
+    budget = 1.4
+    settings = {"batch_size": 64, "lr": 4e-3}
 
     def build(self, stage, trained):
         return Operator(trainable(self.start, VE), self.sigmas(STEPS)[:: STEPS // STATES][1:])

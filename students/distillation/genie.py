@@ -26,20 +26,19 @@ class Genie(Distillation):
 
         loss = gamma^2 |head(x, gamma) - k|^2,    x = x_0 + gamma n, times uniform in the teacher's schedule
 
-    The teacher stays as it is, and the weights are those of the head. An exact teacher has no features: there the head
-    sees x and eps alone. In training, a derivative counts one evaluation, as eps and the head do.
+    The teacher stays as it is, and the weights are those of the head. An exact teacher has no features: there a
+    deeper head sees x and eps alone. In training, a derivative counts one evaluation, as eps and the head do.
     """
 
     evaluations = 3
-    budget = 1.5
-
-    def __init__(self, teacher, start, *, width: int = 32, layers: int = 1):
-        super().__init__(teacher, start)
-        self.width, self.layers = width, layers
+    budget = 1.25
+    settings = {"lr": 2e-3}
 
     def build(self, stage, trained):
-        _, features, patch = last_layer(self.teacher.network) if hasattr(self.teacher, "network") else (None, 0, 1)
-        head = GenieHead(self.teacher.shape, features, patch, self.width, self.layers)
+        if hasattr(self.teacher, "network"):
+            head = GenieHead(self.teacher.shape, *last_layer(self.teacher.network)[1:])
+        else:
+            head = GenieHead(self.teacher.shape, width=64, layers=3)
         return head.to(next(iter(self.teacher.state_dict().values())).device)
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:

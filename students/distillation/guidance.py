@@ -7,7 +7,7 @@ from students.base import FewStepStudent
 from students.diffusion.denoiser import expand, guided
 from students.distillation.method import Batch, log_normal, with_numbers
 from students.distillation.progressive import Progressive, ProgressiveStudent
-from students.errors import FewstepError
+from students.errors import FewstepError, Unsupported
 from students.solvers.euler import ddim
 
 LARGEST = 4.0
@@ -72,10 +72,12 @@ class Guidance(Progressive):
 class ScaledStudent(FewStepStudent):
     """A student whose network takes the guidance scale, 1 to 4, as an input."""
 
+    takes_guidance = True
+
     def check(self, n_steps, guidance=1.0):
+        super().check(n_steps, guidance)
         if not 1 <= guidance <= LARGEST:
-            raise FewstepError(f"{self.name} was distilled for guidance from 1 to {LARGEST:g}, not {guidance:g}")
-        super().check(n_steps)
+            raise Unsupported(f"{self.name} was distilled for guidance from 1 to {LARGEST:g}, not {guidance:g}")
 
     def generate(self, n_steps, noise, labels, guidance):
         def scaled(x, t):

@@ -20,7 +20,7 @@ from students.diffusion.denoiser import Denoiser, expand, under
 from students.diffusion.grids import make_grid, polynomial
 from students.diffusion.schedules import VE
 from students.errors import FewstepError, unknown
-from students.training.loop import EMA
+from students.training.ema import EMA
 
 DATA, PAIRS, NOISE = "data", "pairs", "noise"
 

@@ -7,7 +7,7 @@ from students.base import FewStepStudent, Student
 from students.diffusion.denoiser import expand
 from students.diffusion.schedules import VE
 from students.distillation.method import Batch, Distillation, jump, randint, trainable
-from students.errors import UnsupportedSteps, unknown
+from students.errors import unknown
 from students.solvers.euler import ddim
 
 # of |x0 - D|^2, by the paper's names (Sec. 4); SNR = alpha^2 / sigma^2, here 1 / sigma^2
@@ -86,8 +86,7 @@ class ProgressiveStudent(Student):
         return [network for member in self.members.values() for network in member.networks()]
 
     def check(self, n_steps, guidance=1.0):
-        if type(n_steps) is not int or n_steps not in self.members:
-            raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps; it supports {self._supported()}")
+        super().check(n_steps)
         self.members[n_steps].check(n_steps, guidance)
 
     def generate(self, n_steps, noise, labels, guidance):

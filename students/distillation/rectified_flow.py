@@ -59,6 +59,7 @@ class FlowStudent(SolverStudent):
     """A distilled network that is still an ODE, sampled by a solver on a grid."""
 
     family = "distilled"
+    takes_guidance = False
 
 
 class Reflow(RectifiedFlow):

@@ -26,7 +26,7 @@ class TemporalConvolution(nn.Module):
         spectrum = torch.fft.rfft(u.float().reshape(-1, self.states, *u.shape[1:]), dim=1)
         weight = torch.view_as_complex(self.weight.float())
         spectrum = torch.einsum("nmi...,mio->nmo...", spectrum[:, : len(weight)], weight)
-        return u + torch.nn.functional.silu(torch.fft.irfft(spectrum, n=self.states, dim=1).reshape(u.shape)).to(u)
+        return u + leaky_relu(torch.fft.irfft(spectrum, n=self.states, dim=1).reshape(u.shape)).to(u)
 
 
 class TemporalLayer(nn.Module):

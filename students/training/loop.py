@@ -5,7 +5,6 @@ resumed ends with the weights of an uninterrupted one, and a checkpoint needs no
 `accelerate launch`, every process takes its share of the batch, and gradients are averaged over all of them.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,27 +20,11 @@ from tqdm import tqdm
 from students.base import batch_rows
 from students.errors import FewstepError
 from students.training.checkpoint import check_folder, load_checkpoint, save_checkpoint
+from students.training.ema import EMA
 
 LOG_EVERY = 50
 CURVE_POINTS = 100
 MEASUREMENTS = 10
-
-
-class EMA:
-    """An exponential moving average of a module's parameters, `decay` per step, warmed up as (1 + n) / (10 + n)."""
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
-        self.updates = 0
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
-        for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(buffer)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:

@@ -12,11 +12,10 @@ import yaml
 
 import students
 from students import cards
-from students.base import count_nfe
+from students.base import FewStepStudent, count_nfe
 from students.cards import all_cards, check_fits, load_card, make_card, model_identity, weights_hash
 from students.datafiles import MissingFile
 from students.errors import FewstepError, UnsupportedSteps, WeightsError
-from students.base import FewStepStudent
 from students.pretrained import READERS, load_model
 from students.registry import STUDENTS, parse
 from tests.students.test_diffusers_folder import make_unet

@@ -13,7 +13,7 @@ FILE = DataFile("models/net.bin", "the network", "https://example.org/net.bin", 
 
 
 class Response(io.BytesIO):
-    headers = {"Content-Length": str(len(CONTENT))}  # noqa: RUF012
+    headers = {"Content-Length": str(len(CONTENT))}
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from students.recipes import RECIPES, teacher_weights
 from students.teachers import build, load_data, load_teacher, train_teacher
 from students.training import checkpoint, loop
 from students.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
-from students.training.loop import EMA, learning_rate, train
+from students.training.ema import EMA
+from students.training.loop import learning_rate, train
 from students.training.teacher import denoising_loss
 
 
@@ -313,9 +314,9 @@ def test_restored_moments_lie_in_memory_like_their_parameters():
     model, ema, optimiser = trained()
     model(torch.ones(1, 3, 4, 4)).sum().backward()
     optimiser.step()
-    tensors = {name: t.contiguous() for name, t in loop._state(model, ema, optimiser).items()}
+    tensors = {name: t.contiguous() for name, t in loop._state(model, {"ema": ema}, optimiser).items()}
     model, ema, restored = trained()
-    loop._restore(tensors, model, ema, restored, 1)
+    loop._restore(tensors, model, {"ema": ema}, restored, 1)
     for parameter, moments in restored.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             assert moments[name].stride() == parameter.stride()
