@@ -18,6 +18,10 @@ def make_mixture(schedule=None, conditional=False) -> GaussianMixture:
     )
 
 
+def make_conditional() -> GaussianMixture:
+    return make_mixture(conditional=True)
+
+
 @pytest.fixture
 def mixture() -> GaussianMixture:
     return make_mixture()

@@ -60,6 +60,9 @@ class ConsistencyDistillation(ConsistencyMethod):
         super().__init__(teacher, start)
         self.levels, self.metric = self.karras(levels), distance
 
+    def prepare(self):
+        self.d = distance(self.metric, self.start.shape, next(self.start.parameters()).device)
+
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
         levels = self.levels.to(batch.noise.device)
         i = randint(len(levels) - 1, len(batch.noise), generator)
@@ -67,5 +70,4 @@ class ConsistencyDistillation(ConsistencyMethod):
         x = batch.x0 + expand(s, batch.x0) * batch.noise
         with torch.no_grad():
             target = self.target(heun_jump(self.teacher, x, s, t, batch.labels), t, batch.labels)
-        d = distance(self.metric, x.shape[1:], x.device)
-        return d(self.model(x, s, batch.labels), target).mean()
+        return self.d(self.model(x, s, batch.labels), target).mean()

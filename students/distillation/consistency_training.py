@@ -2,6 +2,9 @@
 
 Two states of the same noise and image, at neighbouring levels s > t, are to lead to the same image. As the levels draw
 nearer while training goes on, what is left of the difference is the slope of the probability-flow ODE.
+
+Their noise ends at NOISIEST times sigma_data, where a state holds 1 / 1600 of signal: levels above are hardly ever drawn
+in a short training, and would be the first that a sample meets.
 """
 
 import math
@@ -10,9 +13,12 @@ import torch
 from torch import Tensor
 
 from students.diffusion.denoiser import EDM, expand
+from students.diffusion.grids import polynomial
 from students.diffusion.schedules import VE
 from students.distillation.consistency import ConsistencyMethod
 from students.distillation.method import Batch, log_normal, pseudo_huber, randint, squared, trainable, under, untrained
+
+NOISIEST = 40.0
 
 
 class ConsistencyTraining(ConsistencyMethod):
@@ -29,19 +35,30 @@ class ConsistencyTraining(ConsistencyMethod):
     target_decay = 0.9
     s0, s1 = 2, 150
 
+    def __init__(self, teacher, start):
+        super().__init__(teacher, start)
+        full = self.teacher.schedule
+        self.schedule = VE(full.t_min, min(full.t_max, NOISIEST * start.sigma_data))
+
     def build(self, stage, trained):
-        fresh = untrained(under(self.start, VE))
-        fresh.prediction = self.prediction
-        return fresh
+        return self._limited(untrained(under(self.start, VE)))
+
+    def _limited(self, model):
+        model.schedule, model.prediction = self.schedule, self.prediction
+        return model
 
     def count(self, step: int) -> int:
         """N(k), the levels at update k."""
         done = step / self.steps
         return math.ceil(math.sqrt(done * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2) - 1) + 1
 
+    def levels(self, step: int) -> Tensor:
+        """(N(k),) levels of EDM's grid, decreasing."""
+        return polynomial(self.schedule, self.count(step) - 1, self.schedule.t_max, self.schedule.t_min)
+
     def neighbours(self, n: int, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Levels s > t, (n,) each."""
-        levels = self.karras(self.count(step)).to(generator.device)
+        levels = self.levels(step).to(generator.device)
         i = randint(len(levels) - 1, n, generator)
         return levels[i], levels[i + 1]
 
@@ -79,7 +96,7 @@ class ImprovedConsistencyTraining(ConsistencyTraining):
         return min(self.s0 * 2 ** (step // doublings), self.s1) + 1
 
     def neighbours(self, n, step, generator):
-        levels = self.karras(self.count(step)).to(generator.device)
+        levels = self.levels(step).to(generator.device)
         edges = torch.erf((levels.log() + 1.1) / (math.sqrt(2) * 2.0))
         i = torch.multinomial(edges[:-1] - edges[1:], n, replacement=True, generator=generator)
         return levels[i], levels[i + 1]
@@ -104,15 +121,15 @@ class EasyConsistencyTuning(ImprovedConsistencyTraining):
     phases, q, k, b = 8, 2.0, 8.0, 1.0
 
     def build(self, stage, trained):
-        return trainable(self.start, VE, dropout=True)
+        return self._limited(trainable(self.start, VE, dropout=True))
 
     def neighbours(self, n, step, generator):
-        s = log_normal(n, -1.1, 2.0, self.teacher.schedule, generator)
+        s = log_normal(n, -1.1, 2.0, self.schedule, generator)
         a = self.phases * step // self.steps + 1
         gap = (1 + self.k * torch.sigmoid(-self.b * s)) / self.q**a
         return s, s * (1 - gap).clamp(min=0)
 
     def target_of(self, x, t, labels):
-        clean = t < self.teacher.schedule.t_min
-        t = t.clamp(min=self.teacher.schedule.t_min)
+        clean = t < self.schedule.t_min
+        t = t.clamp(min=self.schedule.t_min)
         return torch.where(clean.reshape(-1, *[1] * (x.ndim - 1)), x, self.model(x, t, labels))

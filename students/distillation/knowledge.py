@@ -26,10 +26,13 @@ class Knowledge(Distillation):
         super().__init__(teacher, start)
         self.metric = distance
 
+    def prepare(self):
+        self.d = distance(self.metric, self.start.shape, next(self.start.parameters()).device)
+
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
         schedule = self.model.schedule
         images = self.model(batch.noise * schedule.sigma(schedule.t_max), schedule.t_max, batch.labels)
-        return distance(self.metric, images.shape[1:], images.device)(images, batch.x0).mean()
+        return self.d(images, batch.x0).mean()
 
     def student(self, trained):
         schedule = trained[""].schedule

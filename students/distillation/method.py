@@ -83,6 +83,9 @@ class Distillation:
         self.levels_of = teacher
         self.teacher, self.start = under(teacher, VE), start
 
+    def prepare(self) -> None:
+        """Load what only training needs, such as LPIPS; raises FewstepError if it is not there."""
+
     def build(self, stage: str, trained: dict[str, nn.Module]) -> nn.Module:
         """The model of a stage before training; `trained` holds those of earlier stages, if they are at hand."""
         return trainable(self.start, VE)

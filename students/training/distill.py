@@ -33,7 +33,7 @@ from students.training.quality import quality
 from students.training.teacher import draw_batch
 
 SETTINGS = {"batch_size": 128, "lr": 1e-3, "warmup": 100, "ema_decay": 0.999}
-VECTOR_SETTINGS = {"batch_size": 512}  # instead of a method's own, for tasks of vectors
+VECTOR_SETTINGS = {"batch_size": 512, "lr": 2e-3}  # instead of a method's own, for tasks of vectors
 
 
 def train_method(
@@ -74,6 +74,7 @@ def train_method(
         previous, before = _previous(kind.after, name, task, folder, device)
         start = previous.denoiser
     method = kind(source, start, **options)
+    method.prepare()
     recipe = RECIPES[START.get(task, UNCONDITIONAL.get(task, task))]
     dataset = load_data(recipe.data).train
     samples = dataset.samples.to(device)

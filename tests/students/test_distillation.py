@@ -1,0 +1,286 @@
+"""Every distillation method, trained for real on the Gaussian mixture whose exact answers are known."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import students
+from bench.measure.vectors import mode_coverage, sliced_wasserstein
+from students.__main__ import main
+from students.base import count_nfe
+from students.data import load_data
+from students.diffusion.denoiser import under
+from students.diffusion.noise import SeedNoise
+from students.diffusion.schedules import VE
+from students.distillation.load import load_distilled, method_class
+from students.errors import FewstepError, Unsupported, WeightsError
+from students.registry import METHODS, STUDENTS, parse
+from students.training.distill import train_method
+
+SEEDS = range(10**6, 10**6 + 2000)  # which no training draws
+CONDITIONAL = ("guidance", "lcm")
+BUDGETS = {"rectified_flow": 0.1, "reflow": 0.6, "reflow_3": 0.6, "reflow_distilled": 0.6, "progressive": 0.5}
+FLOWS = ("rectified_flow",)  # still an ODE with curved paths
+SOLVERS = ("genie",)  # a solver that was trained
+ONE_STEP = [name for name in METHODS if name not in (*FLOWS, *SOLVERS)]
+
+
+def task_of(name: str) -> str:
+    return "gaussians-cond" if name in CONDITIONAL else "gaussians"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A function that trains a method once, and what it starts from before; returns the folder of the weights."""
+    root = tmp_path_factory.mktemp("distilled")
+    done = set()
+
+    def folder_of(name):
+        folder = root / task_of(name)
+        if name not in done:
+            if (after := method_class(name).after) is not None:
+                folder_of(after)
+            budget = BUDGETS.get(name, 0.95)
+            train_method(name, task_of(name), out=folder, state=root / "state" / name, budget=budget)
+            done.add(name)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="module")
+def ddim_distance():
+    return distance(students.load("ddim", task="gaussians"), 1)
+
+
+def distance(student, n_steps: int) -> float:
+    return sliced_wasserstein(student.sample(n_steps, seeds=SEEDS), load_data("gaussians").train.samples)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_samples_and_says_what_it_cost(name, trained):
+    folder = trained(name)
+    student = load_distilled(name, task_of(name), folder)
+    assert student.family == "distilled" and student.shape == (2,)
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}*.json"))]
+    records = [record for record in records if record["method"] == name]
+    plan = method_class(name)
+    spent = sum(record["evaluations"]["teacher"] + record["evaluations"]["student"] for record in records)
+    images = sum(record["images_seen"] for record in records)
+    assert spent == pytest.approx(images * plan.evaluations, rel=0.02)  # what a budget is planned with
+    assert student.training["relative"] <= 2
+    assert len(student.training["curve"]) == 10 * len(plan.stages)
+    steps = [n for n in (1, 2, 4, 8) if n in student.supported_steps]
+    with count_nfe(student) as nfe:
+        samples = [student.sample(n, seeds=range(3)) for n in steps]
+    assert nfe.per_image == pytest.approx(sum(steps) / len(steps))
+    again = student.sample(steps[0], seeds=[2])
+    torch.testing.assert_close(again[0], samples[0][2], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_beats_one_of_ddim_by_far(name, trained, ddim_distance):
+    student = load_distilled(name, task_of(name), trained(name))
+    steps = min(student.supported_steps)
+    assert steps == 1 and distance(student, 1) < ddim_distance / 4
+
+
+@pytest.mark.parametrize("name", ["knowledge", "reflow_distilled", "guidance", "lcm", "progressive", "dsno"])
+def test_one_step_finds_every_mode(name, trained):
+    """Those that are fitted to whole trajectories; what the others leave out shows in the report on this task."""
+    samples = load_distilled(name, task_of(name), trained(name)).sample(1, seeds=SEEDS)
+    assert mode_coverage(load_data("gaussians").mixture, samples) >= 7 / 8
+
+
+@pytest.mark.parametrize("name", ["knowledge", "consistency", "progressive", "ctm", "boot", "tract", "scm"])
+def test_one_step_is_the_exact_flow_map_up_to_an_error_that_training_lowers(name, trained, tmp_path):
+    exact = students.load("heun", task="gaussians").sample(200, seeds=SEEDS[:500])
+    error = flow_map_error(load_distilled(name, "gaussians", trained(name)), exact)
+    budget = BUDGETS.get(name, 0.95) * (0.95 if name == "knowledge" else 0.1)
+    train_method(name, "gaussians", out=tmp_path / "out", state=tmp_path / "state", budget=budget)
+    assert error < flow_map_error(load_distilled(name, "gaussians", tmp_path / "out"), exact)
+    assert error < 0.1  # the ring's radius is 1, a DDIM step's error 0.7
+
+
+def flow_map_error(student, exact) -> float:
+    return (student.sample(1, seeds=SEEDS[:500]) - exact).norm(dim=1).mean().item()
+
+
+def test_reflow_straightens(trained):
+    curves = [
+        json.loads((trained(name) / f"{name}.json").read_text())["straightness"]
+        for name in ("rectified_flow", "reflow")
+    ]
+    assert curves[1] < curves[0] / 20
+
+
+def test_progressive_degrades_gently(trained):
+    student = load_distilled("progressive", "gaussians", trained("progressive"))
+    distances = [distance(student, n) for n in (8, 4, 2, 1)]
+    assert distances[-1] < 3 * distances[0]
+
+
+def test_a_trained_method_is_a_student_by_name(trained):
+    folder = trained("consistency")
+    student = students.load(f"consistency:weights={folder}", task="gaussians")
+    images = load_distilled("consistency", "gaussians", folder).sample(2)
+    assert torch.equal(student.sample(2), images)
+    with pytest.raises(Unsupported, match="without guidance"):
+        student.check(1, guidance=2.0)
+    guided = load_distilled("lcm", "gaussians-cond", trained("lcm"))
+    assert not torch.equal(guided.sample(1, guidance=1.0), guided.sample(1, guidance=3.0))
+    with pytest.raises(Unsupported, match="guidance from 1 to 4"):
+        guided.sample(1, guidance=9.0)
+    with pytest.raises(FewstepError, match="takes no option 'grid'"):
+        students.load(f"consistency:weights={folder}", task="gaussians", grid="uniform")
+
+
+def test_names_of_methods_are_free_of_those_of_solvers():
+    assert not set(METHODS) & set(STUDENTS)
+    assert parse("consistency:imagenet64-ct").model and parse("consistency").model is None
+    with pytest.raises(FewstepError, match="network of its own"):
+        parse("edm:uncond-vp:progressive")
+
+
+TINY = {"settings": {"steps": 4, "batch_size": 8}}
+
+
+@pytest.mark.parametrize("name", ["consistency", "knowledge", "progressive", "ict"])
+def test_a_run_that_was_stopped_ends_with_the_weights_of_an_uninterrupted_one(name, tmp_path):
+    settings = {"settings": {"steps": 20, "batch_size": 8}}
+    whole = train_method(name, "gaussians", out=tmp_path / "a", state=tmp_path / "a-state", **settings)
+    with pytest.raises(FewstepError, match=r"stopped at step 1 of .*goes on from"):
+        train_method(name, "gaussians", out=tmp_path / "b", state=tmp_path / "b-state", time_limit=0.0, **settings)
+    assert not list((tmp_path / "b").glob("*.safetensors"))
+    resumed = train_method(name, "gaussians", out=tmp_path / "b", state=tmp_path / "b-state", **settings)
+    for path, other in zip(whole, resumed, strict=True):
+        assert path.read_bytes() == other.read_bytes()
+    assert not (tmp_path / "b-state").exists() or name == "knowledge"
+
+
+def test_resuming_with_other_options_is_refused(tmp_path):
+    with pytest.raises(FewstepError, match="stopped"):
+        train_method("consistency", "gaussians", out=tmp_path, state=tmp_path / "s", time_limit=0.0, **TINY)
+    with pytest.raises(FewstepError, match=r"another configuration.*levels"):
+        train_method("consistency", "gaussians", out=tmp_path, state=tmp_path / "s", options={"levels": 9}, **TINY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["progresive", "--task", "gaussians"], "unknown method 'progresive': did you mean 'progressive'"),
+        (["progressive", "--task", "gauss"], "unknown task 'gauss'"),
+        (["lcm", "--task", "gaussians"], "unconditional teacher has not"),
+        (["guidance", "--task", "gaussians"], "unconditional teacher has not"),
+        (["consistency", "--task", "gaussians", "--set", "lr=fast"], "setting lr must be a number"),
+        (["consistency", "--task", "gaussians", "--set", "rl=1"], "unknown setting 'rl': did you mean 'lr'"),
+        (["consistency", "--task", "gaussians", "--set", "lr"], "write --set key=value"),
+        (["consistency", "--task", "gaussians", "--options", "level=9"], "takes no option 'level': it takes levels"),
+        (["consistency", "--task", "gaussians", "--options", "distance=l3"], "unknown distance 'l3'"),
+        (["consistency", "--task", "gaussians", "--options", "distance=lpips"], "LPIPS compares colour images"),
+        (["progressive", "--task", "gaussians", "--options", "weight=snr2"], "unknown weight 'snr2'"),
+        (["reflow", "--task", "gaussians"], "reflow starts from rectified_flow: no weights"),
+        (["consistency", "--task", "gaussians", "--teacher", "tests.conftest:make_conditional"], "asks for"),
+        (["consistency", "--task", "digits", "--teacher", "tests.conftest:make_mixture"], "asks for"),
+        (["teacher", "--task", "digits", "--budget", "1"], "leave --budget out"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_training(arguments, message, tmp_path, capsys):
+    paths = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
+    assert main(["train", *arguments, *paths]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.count("\n") == 0 and error.startswith("error: ")
+
+
+def test_pairs_of_another_maker_are_refused_and_unfinished_ones_completed(tmp_path):
+    from students.training.distill import solver_student
+    from students.training.pairs import PairSet
+
+    teacher = load_data("gaussians").mixture
+    student = solver_student(teacher, "ddim", "cpu")
+    whole = PairSet(tmp_path / "whole", student, {"teacher": "a"}, count=600, steps=4, path=3)
+    assert whole.spent == 600 * 4
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    manifest = tmp_path / "cut" / "pairs.json"
+    manifest.write_text(manifest.read_text().replace('"made": 600', '"made": 512').replace("2400", "2048"))
+    completed = PairSet(tmp_path / "cut", student, {"teacher": "a"}, count=600, steps=4, path=3)
+    assert completed.spent == whole.spent
+    every = torch.arange(600)
+    for ours, theirs in zip(whole.rows(every, "cpu").values(), completed.rows(every, "cpu").values(), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(FewstepError, match="of another teacher"):
+        PairSet(tmp_path / "whole", student, {"teacher": "b"}, count=600, steps=4, path=3)
+    with pytest.raises(FewstepError, match="cannot be spaced evenly"):
+        PairSet(tmp_path / "c", student, {"teacher": "a"}, count=600, steps=4, path=4)
+    manifest.write_text("{")
+    with pytest.raises(FewstepError, match="cannot be read"):
+        PairSet(tmp_path / "cut", student, {"teacher": "a"}, count=600, steps=4, path=3)
+
+
+def test_pairs_are_what_the_sampler_makes(tmp_path):
+    from students.training.distill import solver_student
+    from students.training.pairs import FIRST_SEED, PairSet
+
+    student = solver_student(load_data("gaussians").mixture, "ddim", "cpu")
+    pairs = PairSet(tmp_path, student, {}, count=8, steps=4, path=3).rows(torch.arange(8), "cpu")
+    seeds = range(FIRST_SEED, FIRST_SEED + 8)
+    assert torch.equal(pairs["x0"], student.sample(4, seeds=seeds))
+    assert torch.equal(pairs["noise"], SeedNoise(seeds, (2,))())
+    end = student.times(4)[-1]
+    torch.testing.assert_close(pairs["path"][:, -1] * student.denoiser.schedule.alpha(end).float(), pairs["x0"])
+    assert pairs["path"].shape == (8, 3, 2)
+
+
+def test_weights_of_another_method_or_cut_short_are_refused(trained, tmp_path):
+    folder = trained("consistency")
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(folder / f"consistency{suffix}", tmp_path / f"ctm{suffix}")
+        shutil.copy(folder / f"consistency{suffix}", tmp_path / f"consistency{suffix}")
+    with pytest.raises(WeightsError, match="is consistency of gaussians, not ctm"):
+        load_distilled("ctm", "gaussians", tmp_path)
+    path = tmp_path / "consistency.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(WeightsError, match="cut short"):
+        load_distilled("consistency", "gaussians", tmp_path)
+    with pytest.raises(WeightsError, match="python -m students train tract --task gaussians"):
+        load_distilled("tract", "gaussians", tmp_path)
+
+
+def test_a_loss_that_is_no_longer_finite_stops_with_the_step_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    from students.distillation.consistency import ConsistencyDistillation
+    from students.training import loop
+
+    plain = ConsistencyDistillation.loss
+    monkeypatch.setattr(loop, "LOG_EVERY", 5)
+    monkeypatch.setattr(
+        ConsistencyDistillation,
+        "loss",
+        lambda self, batch, step, generator: plain(self, batch, step, generator) * (float("nan") if step == 12 else 1),
+    )
+    settings = {"steps": 40, "batch_size": 8}
+    monkeypatch.setattr(loop.train, "__kwdefaults__", loop.train.__kwdefaults__ | {"save_every": 0.0})
+    with pytest.raises(FewstepError, match=r"nan at step 12.*keeps the last good checkpoint"):
+        train_method("consistency", "gaussians", out=tmp_path, state=tmp_path / "s", settings=settings)
+    assert (tmp_path / "s" / "single" / "step-00000010").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["ve", "flow", "vp_cosine"])
+def test_a_denoiser_is_the_same_under_every_schedule(kind):
+    from students.diffusion.schedules import SCHEDULES
+    from students.teachers import load_teacher
+
+    for denoiser in (load_data("gaussians").mixture, load_teacher("gaussians-mlp")):
+        view = under(denoiser, SCHEDULES[kind])
+        x0, eps = torch.randn(2, 16, 2).unbind(0)
+        for lam in (-4.0, 0.0, 3.0):
+            states = []
+            for one in (denoiser, view):
+                t = one.schedule.time(lam)
+                states.append(one((one.schedule.alpha(t) * x0 + one.schedule.sigma(t) * eps).float(), t))
+            torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
+    teacher = load_teacher("gaussians-mlp")
+    teacher.prediction = "eps"
+    with pytest.raises(FewstepError, match="knows one schedule only"):
+        under(teacher, VE)
