@@ -20,7 +20,7 @@ class Boot(Distillation):
 
     source = NOISE
     evaluations = 5
-    budget = 1.9
+    budget = 1.0
     target_decay = 0.95
 
     def __init__(self, teacher, start, *, levels: int = 32, beta: float = 1.0):

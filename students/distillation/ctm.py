@@ -12,7 +12,6 @@ from students.distillation.method import (
     Distillation,
     heun_jump,
     log_normal,
-    pseudo_huber,
     randint,
     squared,
     trainable,
@@ -23,16 +22,16 @@ from students.distillation.method import (
 class ConsistencyTrajectory(Distillation):
     """With G(x, t, s) = s/t x + (1 - s/t) g(x, t, s) (Eq. 5), and levels t > u >= s of EDM's grid,
 
-        soft consistency: d(G(G(x, t, s), s, 0), G_ema(G_ema(Solver(x, t, u), u, s), s, 0))    (Eq. 8)
+        soft consistency: lambda(t) |G(G(x, t, s), s, 0) - G_ema(G_ema(Solver(x, t, u), u, s), s, 0)|^2    (Eq. 8)
         denoising:        |g(x, t, t) - x_0|^2                                                 (Eq. 11)
 
     the sum of both, the second weighted so that its gradient in the last layer is as large as the first's (Sec. 3.3).
     g(x, t, t) is a denoiser, so the score is recovered at s = t; g starts as the teacher. Solver is one Heun step over
-    at most `reach` levels. The paper's optional adversarial term is left out.
+    at most `reach` levels, lambda EDM's weight (the paper measures by LPIPS). Its optional adversarial term is left out.
     """
 
     evaluations = 7
-    budget = 1.9
+    budget = 1.0
     target_decay = 0.999
 
     def __init__(self, teacher, start, *, levels: int = 18, reach: int = 3):
@@ -57,13 +56,11 @@ class ConsistencyTrajectory(Distillation):
             there = leap(self.target, heun_jump(self.teacher, x, t, u, labels), u, s, labels)
             target = leap(self.target, there, s, end, labels)
         ours = leap(self.target, leap(self.model, x, t, s, labels), s, end, labels)
-        soft = pseudo_huber(ours, target).mean()
+        soft = (self.edm_weight(t) * squared(ours, target)).mean()
 
         sigma = log_normal(n, -1.2, 1.2, self.teacher.schedule, generator)
         noisy = x0 + expand(sigma, x0) * torch.randn(x0.shape, generator=generator, device=x0.device)
-        data = self.model.sigma_data
-        weight = ((sigma**2 + data**2) / (sigma * data) ** 2).to(x0)
-        denoising = (weight * squared(g(self.model, noisy, sigma, sigma, labels), x0)).mean()
+        denoising = (self.edm_weight(sigma) * squared(g(self.model, noisy, sigma, sigma, labels), x0)).mean()
         final = list(self.model.network.parameters())[-2]
         norms = [torch.autograd.grad(part, final, retain_graph=True)[0].norm() for part in (soft, denoising)]
         return soft + (norms[0] / norms[1].clamp(min=1e-8)).clamp(max=1.0).detach() * denoising

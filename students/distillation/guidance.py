@@ -37,7 +37,7 @@ class Guidance(Progressive):
 
     stages = ("16", "8", "4", "2", "1")
     shares = (0.2, 0.2, 0.2, 0.2, 0.2)
-    budget = 1.9
+    budget = 1.2
 
     def __init__(self, teacher, start, *, weight: str = "truncated_snr"):
         super().__init__(teacher, start, weight=weight)

@@ -6,7 +6,7 @@ from torch import Tensor
 from students.diffusion.denoiser import expand, guided
 from students.distillation.consistency import ConsistencyDistillation, noise_levels
 from students.distillation.guidance import ScaledStudent, draw_scales, needs_guidance
-from students.distillation.method import Batch, jump, pseudo_huber, randint, with_numbers
+from students.distillation.method import Batch, jump, randint, squared, with_numbers
 from students.solvers.consistency import consistency
 
 
@@ -15,8 +15,8 @@ class LatentConsistency(ConsistencyDistillation):
 
         loss = d(f(x, s, w), f_ema(x_t, t, w)),    x_t = x_0^w + t/s (x - x_0^w),
 
-    x_0^w the guided teacher's (Eq. 8), t lying `skip` of the grid's `levels` below s (skipping-step, Sec. 4.3), d the
-    Huber distance, f the identity at the data end. Sampled by the multistep consistency sampler.
+    x_0^w the guided teacher's (Eq. 8), t lying `skip` of the grid's `levels` below s (skipping-step, Sec. 4.3), d as in
+    consistency distillation, f the identity at the data end. Sampled by the multistep consistency sampler.
     """
 
     evaluations = 4
@@ -38,7 +38,7 @@ class LatentConsistency(ConsistencyDistillation):
         with torch.no_grad():
             x_t = jump(x, guided(self.teacher, batch.labels, expand(scales[:, 0], x))(x, s), s, t)
             target = self.target(x_t, t, batch.labels, scales)
-        return pseudo_huber(self.model(x, s, batch.labels, scales), target).mean()
+        return (self.edm_weight(s) * squared(self.model(x, s, batch.labels, scales), target)).mean()
 
     def student(self, trained):
         model = trained[""]

@@ -21,7 +21,7 @@ class MeanFlow(Distillation):
     """
 
     evaluations = 1.25
-    budget = 1.25
+    budget = 0.8
 
     def __init__(self, teacher, start, *, flow_share: float = 0.75):
         super().__init__(teacher, start)

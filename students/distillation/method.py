@@ -118,6 +118,11 @@ class Distillation:
         """Further numbers about the trained model, for its record."""
         return {}
 
+    def edm_weight(self, sigma: Tensor) -> Tensor:
+        """(N,) EDM's lambda = (sigma^2 + d^2) / (sigma d)^2 in float32, d = sigma_data (EDM [2206.00364], Table 1)."""
+        data = self.start.sigma_data
+        return ((sigma**2 + data**2) / (sigma * data) ** 2).float()
+
     def sigmas(self, n: int) -> Tensor:
         """(n + 1,) noise levels of the teacher's own grid, decreasing, float64."""
         denoiser = self.levels_of
@@ -172,6 +177,11 @@ def squared(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().flatten(1).mean(1)
 
 
+def absolute(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) mean absolute differences."""
+    return (a - b).abs().flatten(1).mean(1)
+
+
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     """(N,) sqrt(|a - b|^2 + c^2) - c with c = 0.00054 sqrt(D) (iCT [2310.14189], Sec. 3.3)."""
     difference = (a - b).flatten(1)
@@ -179,11 +189,11 @@ def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     return (difference.square().sum(1) + c**2).sqrt() - c
 
 
-DISTANCES = {"l2": squared, "pseudo_huber": pseudo_huber}
+DISTANCES = {"l1": absolute, "l2": squared, "pseudo_huber": pseudo_huber}
 
 
 def distance(name: str, shape: Sequence[int], device) -> Callable[[Tensor, Tensor], Tensor]:
-    """(N,) distances of two batches: "l2" (mean square), "pseudo_huber", or "lpips" for colour images.
+    """(N,) distances of two batches: "l1", "l2" (means), "pseudo_huber", or "lpips" for colour images.
 
     Raises FewstepError for another name, and for LPIPS where it cannot be had: nothing takes its place silently.
     """

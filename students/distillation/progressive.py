@@ -29,8 +29,8 @@ class Progressive(Distillation):
     weight: "truncated_snr", the paper's choice, "snr+1" or "snr". first: steps of the teacher in the first stage.
     """
 
-    stages = ("16", "8", "4", "2", "1")
-    shares = (1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 4)  # the paper trains the last two twice as long as those before
+    stages = ("8", "4", "2", "1")
+    shares = (1 / 6, 1 / 6, 1 / 3, 1 / 3)  # the paper trains the last two twice as long
     evaluations = 3
     budget = 0.95
     settings = {"batch_size": 64}

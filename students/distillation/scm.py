@@ -27,7 +27,7 @@ class ContinuousConsistency(ConsistencyMethod):
 
     prediction = EDM
     evaluations = 3
-    budget = 1.9
+    budget = 1.0
     warm_up = 0.2  # of the updates; the paper's 10,000 are 2.5 to 10 % of its training
 
     def build(self, stage, trained):
