@@ -33,10 +33,10 @@ NOISIEST = 40.0
 class ConsistencyTraining(ConsistencyMethod):
     """CT, Algorithm 3. With N(k) levels of EDM's grid at update k of K, and the target's decay mu(k),
 
-        loss = d(f(x_0 + s eps, s), f_ema(x_0 + t eps, t)),
+        loss = lambda(s) |f(x_0 + s eps, s) - f_ema(x_0 + t eps, t)|^2,
         N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1,    mu(k) = exp(s0 log(mu0) / N(k)),
 
-    s0 = 2, s1 = 20, mu0 = 0.9, d the mean square. From scratch, without a teacher. (The paper's s1 = 150 for CIFAR-10
+    s0 = 2, s1 = 20, mu0 = 0.9, lambda EDM's. From scratch, without a teacher. (The paper's s1 = 150 for CIFAR-10
     makes the target an average over a thousand updates, which 800,000 updates can afford and a few thousand cannot.)
     """
 
@@ -74,7 +74,7 @@ class ConsistencyTraining(ConsistencyMethod):
 
     def difference(self, ours: Tensor, target: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """(N,) d, weighted."""
-        return squared(ours, target)
+        return self.edm_weight(s) * squared(ours, target)
 
     def target_of(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         return self.target(x, t, labels)
@@ -128,6 +128,7 @@ class EasyConsistencyTuning(ImprovedConsistencyTraining):
     """
 
     prediction = EDM
+    budget = 1.9
     phases, q, k, b = 8, 2.0, 8.0, 1.0
 
     def build(self, stage, trained):

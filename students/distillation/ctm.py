@@ -27,7 +27,7 @@ class ConsistencyTrajectory(Distillation):
 
     the sum of both, the second weighted so that its gradient in the last layer is as large as the first's (Sec. 3.3).
     g(x, t, t) is a denoiser, so the score is recovered at s = t; g starts as the teacher. Solver is one Heun step over
-    at most `reach` levels, lambda EDM's weight (the paper measures by LPIPS). Its optional adversarial term is left out.
+    at most `reach` levels, lambda EDM's weight (the paper measures by LPIPS). Its adversarial term is left out.
     """
 
     evaluations = 7

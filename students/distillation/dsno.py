@@ -29,7 +29,7 @@ class TrajectoryOperator(Distillation):
     """
 
     source = PAIRS
-    pairs = Pairs(count=8_000, solver="ddim", steps=STEPS, path=STATES + 1)
+    pairs = Pairs(count=16_000, solver="ddim", steps=STEPS, path=STATES + 1)
     evaluations = STATES
     budget = 1.4
     settings = {"batch_size": 64, "lr": 4e-3}
