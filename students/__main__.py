@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--pairs", type=Path, help="folder of noise-image pairs (default: named by what makes them)")
     train.add_argument("--budget", type=float, help="network evaluations, relative to the teacher's own training")
     train.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings",
-                       help="of the loop: steps, batch_size, lr, warmup, ema_decay, clip")  # fmt: skip
+                       help="of the loop: steps, batch_size, lr, warmup, ema_decay, clip; pairs")  # fmt: skip
     train.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the method (see its file)")
     add_data_root(train)
     convert = commands.add_parser("convert", help="a public checkpoint as safetensors, without running its code")

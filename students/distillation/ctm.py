@@ -31,7 +31,8 @@ class ConsistencyTrajectory(Distillation):
     """
 
     evaluations = 7
-    budget = 1.0
+    budget = 1.9
+    settings = {"batch_size": 64}
     target_decay = 0.999
 
     def __init__(self, teacher, start, *, levels: int = 18, reach: int = 3):

@@ -29,8 +29,8 @@ from students.registry import STUDENTS, import_object
 from students.training.checkpoint import check_folder, remove_checkpoints
 from students.training.loop import batch_share, train
 from students.training.pairs import PairSet, pairs_folder
-from students.training.quality import quality
-from students.training.teacher import draw_batch
+from students.training.quality import SAMPLES, quality
+from students.training.teacher import draw_batch, scaled
 
 SETTINGS = {"batch_size": 128, "lr": 1e-3, "warmup": 100, "ema_decay": 0.999}
 VECTOR_SETTINGS = {"batch_size": 512, "lr": 2e-3}  # instead of a method's own, for tasks of vectors
@@ -55,7 +55,8 @@ def train_method(
     out: the folder for weights, by default that of those that ship. state: a folder for checkpoints, from which the
     same call goes on, removed at the end; pairs: the folder of noise-image pairs, by default below `state`.
     teacher: instead of the task's (see `load_base`). budget: evaluations of networks relative to the teacher's own
-    training. settings: arguments of the loop (batch_size, lr, ema_decay, clip, steps ...) instead of the method's.
+    training. settings: arguments of the loop (batch_size, lr, ema_decay, clip, steps ...) and the number of `pairs`,
+    instead of the method's.
     options: those of the method. Training that `time_limit` stops writes nothing, but keeps its state.
 
     Raises FewstepError for what can be known to be wrong before it starts.
@@ -86,7 +87,7 @@ def train_method(
     if kind.source == PAIRS:
         maker = previous or solver_student(source, kind.pairs.solver, device)
         made_by = {"task": task, "teacher": state_hash(maker.denoiser), "solver": kind.pairs.solver}
-        plan = {"count": kind.pairs.count, "steps": kind.pairs.steps, "path": kind.pairs.path}
+        plan = {"count": settings.pop("pairs", kind.pairs.count), "steps": kind.pairs.steps, "path": kind.pairs.path}
         pair_set = PairSet(pairs or pairs_folder(state.parent / "pairs", made_by | plan), maker, made_by, **plan)
         spent = pair_set.spent
 
@@ -107,7 +108,7 @@ def train_method(
             chosen = torch.multinomial(source.prior.to(device).float(), n, replacement=True, generator=generator)
         return Batch(noise, chosen)
 
-    real = draw_batch(samples, None, len(samples), torch.Generator(device).manual_seed(0))[0]
+    real = scaled(samples[:SAMPLES])
     trained, records = {}, {}
     for stage, steps in zip(method.stages, updates, strict=True):
         torch.manual_seed(seed)
@@ -179,14 +180,14 @@ def _named(student, device):
 
 def _check_options(kind: type[Distillation], name: str, options: dict, settings: dict) -> None:
     takes = [key for key in inspect.signature(kind.__init__).parameters if key not in ("self", "teacher", "start")]
-    loops = [*SETTINGS, "steps", "clip", "weight_decay"]
+    loops = [*SETTINGS, "steps", "clip", "weight_decay", *(["pairs"] if kind.source == PAIRS else [])]
     for key in options:
         if key not in takes:
             raise FewstepError(f"{name} takes no option {key!r}: it takes {', '.join(takes) or 'none'}")
     for key, value in settings.items():
         if key not in loops:
             raise unknown("setting", key, loops)
-        whole = key in ("steps", "batch_size", "warmup")
+        whole = key in ("steps", "batch_size", "warmup", "pairs")
         if not isinstance(value, int if whole else int | float) or not 0 <= value < math.inf:
             raise FewstepError(
                 f"setting {key} must be a {'whole ' if whole else ''}number of at least 0, got {value!r}"

@@ -6,14 +6,17 @@ from torch import Tensor
 from students.diffusion.denoiser import Denoiser, expand
 
 
+def scaled(samples: Tensor) -> Tensor:
+    """Images (uint8) as float32 in [-1, 1]; vectors in float32 as they are."""
+    return samples / 127.5 - 1 if samples.dtype == torch.uint8 else samples.float()
+
+
 def draw_batch(
     samples: Tensor, labels: Tensor | None, n: int, generator: torch.Generator, flips: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """n random rows of the data: images as float32 in [-1, 1], with `flips` half of them mirrored, or vectors."""
     rows = torch.randint(len(samples), (n,), generator=generator, device=samples.device)
-    x0 = samples[rows].float()
-    if samples.dtype == torch.uint8:
-        x0 = x0 / 127.5 - 1
+    x0 = scaled(samples[rows])
     if flips:
         flipped = torch.rand(n, generator=generator, device=samples.device) < 0.5
         x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
