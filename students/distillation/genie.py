@@ -4,14 +4,11 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from students.base import SolverStudent
 from students.diffusion.denoiser import expand, under
 from students.diffusion.schedules import VE
-from students.distillation.method import Batch, Distillation
-from students.errors import FewstepError
+from students.distillation.method import Batch, Distillation, tangent
 from students.networks.genie_head import GenieHead, last_layer
 from students.solvers.euler import corrected_step
 
@@ -73,8 +70,7 @@ def derivative(denoiser, x: Tensor, gamma: Tensor, eps: Tensor, labels: Tensor |
     def noise(x: Tensor, gamma: Tensor) -> Tensor:
         return (x - denoiser(x, gamma, labels)) / expand(gamma, x)
 
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no forward-mode derivative
-        return jvp(noise, (x, gamma), (eps, torch.ones_like(gamma)))[1]
+    return tangent(noise, (x, gamma), (eps, torch.ones_like(gamma)))[1]
 
 
 class TaylorDenoiser(nn.Module):
@@ -111,8 +107,4 @@ class TaylorStudent(SolverStudent):
     """
 
     family = "distilled"
-
-    def check(self, n_steps, guidance=1.0):
-        if guidance != 1:
-            raise FewstepError(f"{self.name} was distilled without guidance: leave guidance at 1")
-        super().check(n_steps)
+    takes_guidance = False

@@ -6,7 +6,7 @@ from torch import Tensor
 from students.base import Student
 from students.diffusion.denoiser import Denoiser, expand
 from students.diffusion.schedules import Flow
-from students.distillation.method import Batch, Distillation, for_tangents, untrained, with_numbers
+from students.distillation.method import Batch, Distillation, tangent, untrained, with_numbers
 
 
 class MeanFlow(Distillation):
@@ -28,7 +28,7 @@ class MeanFlow(Distillation):
         self.flow_share = flow_share
 
     def build(self, stage, trained):
-        fresh = with_numbers(for_tangents(untrained(self.start)), 1)
+        fresh = with_numbers(untrained(self.start), 1)
         fresh.schedule, fresh.prediction = Flow(), "flow"
         return fresh
 
@@ -44,7 +44,7 @@ class MeanFlow(Distillation):
             labels = None if batch.labels is None else batch.labels[:apart]
             with torch.no_grad():
                 at, along = (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t))
-                _, slope = torch.func.jvp(
+                _, slope = tangent(
                     lambda z, r, t: mean_velocity(self.model, z, r, t, labels),
                     tuple(part[:apart] for part in at),
                     tuple(part[:apart] for part in along),

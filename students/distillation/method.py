@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from students.base import Student
 from students.diffusion.denoiser import Denoiser, expand, under
@@ -232,11 +233,7 @@ def untrained(denoiser: Denoiser) -> Denoiser:
     return copied
 
 
-def for_tangents(denoiser: Denoiser) -> Denoiser:
-    """The denoiser, its attention written in plain operations, through which forward-mode derivatives go."""
-    for module in denoiser.modules():
-        if hasattr(module, "set_processor"):
-            from diffusers.models.attention_processor import AttnProcessor
-
-            module.set_processor(AttnProcessor())
-    return denoiser
+def tangent(f: Callable, at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """f(*at), and its derivative in the direction `along`, in forward mode."""
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no forward-mode derivative
+        return torch.func.jvp(f, at, along)

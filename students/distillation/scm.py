@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from students.diffusion.denoiser import EDM, expand
 from students.diffusion.schedules import VE
 from students.distillation.consistency import ConsistencyMethod
-from students.distillation.method import Batch, for_tangents, log_normal, trainable
+from students.distillation.method import Batch, log_normal, tangent, trainable
 
 C = 0.1  # of the tangent normalisation, Sec. 4.1
 
@@ -31,7 +31,7 @@ class ContinuousConsistency(ConsistencyMethod):
     warm_up = 0.2  # of the updates; the paper's 10,000 are 2.5 to 10 % of its training
 
     def build(self, stage, trained):
-        return Weighted(for_tangents(trainable(self.start, VE)))
+        return Weighted(trainable(self.start, VE))
 
     def student(self, trained):
         return super().student({"": trained[""].denoiser})
@@ -53,8 +53,8 @@ class ContinuousConsistency(ConsistencyMethod):
         with torch.no_grad():
             v = (cos * x - self.teacher(noisy, sigma, batch.labels)) / sin
             # cos sin d/dt of log(d tan t) / 4 is 1 / 4
-            tangents = (cos * sin * v / d, torch.full_like(condition, 0.25))
-            value, slope = torch.func.jvp(f, (x / d, condition), tangents)
+            along = (cos * sin * v / d, torch.full_like(condition, 0.25))
+            value, slope = tangent(f, (x / d, condition), along)
             r = min(1.0, step / (self.warm_up * self.steps))
             g = -(cos**2) * (d * value - v) - r * (cos * sin * x + d * slope)
             g = g / (g.flatten(1).norm(dim=1).reshape(-1, *[1] * (g.ndim - 1)) + C)

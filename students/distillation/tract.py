@@ -21,7 +21,7 @@ class Tract(Progressive):
 
     stages = ("4", "1")
     shares = (0.5, 0.5)
-    budget = 1.0
+    budget = 1.9
     evaluations = 3
     settings = {"batch_size": 128}
     target_decay = 0.95  # the self-teacher's
