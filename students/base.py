@@ -122,10 +122,12 @@ class SolverStudent(Student):
         name=None,
         grid_options=None,
         supported_steps=range(1, 1001),
-        device="cpu",
+        device=None,
         **options,
     ):
-        self.denoiser = as_module(denoiser).to(device)
+        self.denoiser = as_module(denoiser)
+        self.device = device_of(self.denoiser) if device is None else torch.device(device)
+        self.denoiser.to(self.device)
         if isinstance(solver, str):
             spec = parse(solver)
             name, solver, options = name or spec.name, import_object(spec.target), spec.options | options
@@ -136,7 +138,6 @@ class SolverStudent(Student):
         self.classes = getattr(denoiser, "classes", None)
         self.prior = getattr(denoiser, "prior", None)
         self.supported_steps = supported_steps
-        self.device = torch.device(device)
         self.solver_options = options
         self.options = {"grid": grid, **self.grid_options, **options}
         if isinstance(grid, str):
@@ -174,6 +175,11 @@ class FewStepStudent(SolverStudent):
 
     def times(self, n_steps: int):
         return make_grid(self.levels[n_steps], self.denoiser.schedule, n_steps)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's tensors lie; the CPU if it has none."""
+    return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
 
 
 def as_module(denoise) -> nn.Module:

@@ -67,7 +67,7 @@ class Reflow(RectifiedFlow):
 
     source = PAIRS
     after = "rectified_flow"
-    pairs = Pairs(count=10_000, solver="heun", steps=16)
+    pairs = Pairs(count=10_000, solver="euler", steps=16)
     budget = 0.9
 
 

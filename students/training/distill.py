@@ -85,10 +85,11 @@ def train_method(
 
     pair_set, spent = None, 0
     if kind.source == PAIRS:
-        maker = previous or solver_student(source, kind.pairs.solver, device)
+        maker = solver_student(source if previous is None else start, kind.pairs.solver, device)
         made_by = {"task": task, "teacher": state_hash(maker.denoiser), "solver": kind.pairs.solver}
         plan = {"count": settings.pop("pairs", kind.pairs.count), "steps": kind.pairs.steps, "path": kind.pairs.path}
-        pair_set = PairSet(pairs or pairs_folder(state.parent / "pairs", made_by | plan), maker, made_by, **plan)
+        with PartialState().main_process_first():
+            pair_set = PairSet(pairs or pairs_folder(state.parent / "pairs", made_by | plan), maker, made_by, **plan)
         spent = pair_set.spent
 
     vector = VECTOR_SETTINGS if len(source.shape) == 1 else {}

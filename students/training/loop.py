@@ -76,10 +76,10 @@ def train(
     measure: the quality of the averaged model, taken MEASUREMENTS times over the planned steps; its evaluations of
         networks are not counted.
 
-    Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, images_per_second (without
-    the first steps of a call, which compile), evaluations by role, final_loss (mean of the last hundred), loss_curve
-    (pairs of step and mean loss), quality_curve (triples of images, evaluations and measure). Raises FewstepError,
-    with the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a checkpoint of
+    Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, processes, images_per_second
+    (without the first steps of a call, which compile), evaluations by role, final_loss (mean of the last hundred),
+    loss_curve (pairs of step and mean loss), quality_curve (triples of images, evaluations and measure). Raises
+    FewstepError, with the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a checkpoint of
     another configuration, for a folder that cannot be written, and what `save_checkpoint` raises.
     """
     processes = PartialState()
@@ -178,6 +178,7 @@ def train(
         "planned_steps": steps,
         "images_seen": step * batch_size,
         "seconds": round(seconds(), 1),
+        "processes": processes.num_processes,
         "images_per_second": round(rate(), 1),
         "evaluations": rows,
         "final_loss": losses[max(0, step - 100) : step].mean().item(),

@@ -1,7 +1,10 @@
 """Every distillation method, trained for real on the Gaussian mixture whose exact answers are known."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -284,3 +287,35 @@ def test_a_denoiser_is_the_same_under_every_schedule(kind):
     teacher.prediction = "eps"
     with pytest.raises(FewstepError, match="knows one schedule only"):
         under(teacher, VE)
+
+
+def test_several_processes_share_a_batch_and_end_with_the_same_weights(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SHARED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["weight"] == second["weight"] == pytest.approx(1.5, abs=0.05)  # between what each alone would find
+    assert first["processes"] == 2 and first["images_seen"] == 300 * 8
+
+
+SHARED = """
+import json
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from students.training.loop import batch_share, train
+
+rank = PartialState(cpu=True).process_index
+assert batch_share(8) == 4
+torch.manual_seed(0)
+model = nn.Linear(1, 1, bias=False)
+loss = lambda generator, step: (model.weight - 1 - rank).square().sum()
+averaged, record = train(model, loss, steps=300, batch_size=8, lr=0.1, warmup=10, ema_decay=0.9)
+Path(f"{rank}.json").write_text(json.dumps(record | {"weight": averaged.weight.item()}))
+"""
