@@ -28,6 +28,7 @@ class ContinuousConsistency(ConsistencyMethod):
     prediction = EDM
     evaluations = 3
     budget = 1.0
+    settings = {"lr": 1e-4}  # a normalised tangent never grows small: at 1e-3 digits are lost
     warm_up = 0.2  # of the updates; the paper's 10,000 are 2.5 to 10 % of its training
 
     def build(self, stage, trained):

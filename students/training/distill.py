@@ -33,7 +33,8 @@ from students.training.quality import SAMPLES, quality
 from students.training.teacher import draw_batch, scaled
 
 SETTINGS = {"batch_size": 128, "lr": 1e-3, "warmup": 100, "ema_decay": 0.999}
-VECTOR_SETTINGS = {"batch_size": 512, "lr": 2e-3}  # instead of a method's own, for tasks of vectors
+VECTOR_SETTINGS = SETTINGS | {"lr": 2e-3}  # for tasks of vectors, with
+VECTOR_BATCH = {"batch_size": 512}  # instead of a method's own
 
 
 def train_method(
@@ -92,8 +93,10 @@ def train_method(
             pair_set = PairSet(pairs or pairs_folder(state.parent / "pairs", made_by | plan), maker, made_by, **plan)
         spent = pair_set.spent
 
-    vector = VECTOR_SETTINGS if len(source.shape) == 1 else {}
-    merged = SETTINGS | kind.settings | vector | settings
+    if len(source.shape) == 1:
+        merged = VECTOR_SETTINGS | kind.settings | VECTOR_BATCH | settings
+    else:
+        merged = SETTINGS | kind.settings | settings
     updates = _updates(method, identity["evaluations"], spent, budget, merged)
     n = batch_share(merged["batch_size"])
 
