@@ -79,8 +79,8 @@ def train(
     Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, processes, images_per_second
     (without the first steps of a call, which compile), evaluations by role, final_loss (mean of the last hundred),
     loss_curve (pairs of step and mean loss), quality_curve (triples of images, evaluations and measure). Raises
-    FewstepError, with the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a checkpoint of
-    another configuration, for a folder that cannot be written, and what `save_checkpoint` raises.
+    FewstepError, with the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a
+    checkpoint of another configuration, for a folder that cannot be written, and what `save_checkpoint` raises.
     """
     processes = PartialState()
     device = next(model.parameters()).device
