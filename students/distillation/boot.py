@@ -61,6 +61,9 @@ class BootStudent(Student):
         self.shape, self.classes = denoiser.shape, denoiser.classes
         self.prior = getattr(denoiser, "prior", None)
 
+    def networks(self):
+        return [self.denoiser.network]
+
     def generate(self, n_steps, noise, labels, guidance):
         eps, end = noise(), self.denoiser.schedule.t_min
         return signal(self.denoiser, eps, torch.full((len(eps),), end, dtype=torch.float64, device=eps.device), labels)

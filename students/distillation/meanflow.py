@@ -72,6 +72,9 @@ class MeanFlowStudent(Student):
         self.shape, self.classes = denoiser.shape, denoiser.classes
         self.prior = getattr(denoiser, "prior", None)
 
+    def networks(self):
+        return [self.denoiser.network]
+
     def generate(self, n_steps, noise, labels, guidance):
         x = noise()
         times = torch.linspace(1, 0, n_steps + 1, device=x.device)
