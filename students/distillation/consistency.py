@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from students.base import FewStepStudent
-from students.diffusion.denoiser import CONSISTENCY, expand
+from students.diffusion.denoiser import CONSISTENCY, Denoiser, expand
 from students.diffusion.schedules import VE
 from students.distillation.method import Batch, Distillation, distance, heun_jump, randint, trainable
 from students.solvers.consistency import consistency
 
 SUPPORTED = (1, 2, 4, 8)
 CENTRE, SPAN = 1.6, 5.0
+NOISIEST = 40.0
 
 
 class ConsistencyMethod(Distillation):
@@ -20,6 +21,17 @@ class ConsistencyMethod(Distillation):
 
     def build(self, stage, trained):
         return trainable(self.start, VE, prediction=self.prediction)
+
+    def limited(self, model: Denoiser) -> Denoiser:
+        """The model with this class's prediction and noise up to NOISIEST sigma_data, for log-normal levels.
+
+        A state there holds 1 / 1600 of signal; levels above are hardly ever drawn in a short training, and would be
+        the first that a sample meets.
+        """
+        schedule = model.schedule
+        model.schedule = VE(schedule.t_min, min(schedule.t_max, NOISIEST * model.sigma_data))
+        model.prediction = self.prediction
+        return model
 
     def student(self, trained):
         model = trained[""]

@@ -1,10 +1,8 @@
 """Consistency functions learned from data alone: CT [2303.01469], iCT [2310.14189] and easy tuning (ECM) [2406.14548].
 
 Two states of the same noise and image, at neighbouring levels s > t, are to lead to the same image. As the levels draw
-nearer while training goes on, what is left of the difference is the slope of the probability-flow ODE.
-
-Their noise ends at NOISIEST times sigma_data, where a state holds 1 / 1600 of signal: levels above are hardly ever
-drawn in a short training, and would be the first that a sample meets.
+nearer while training goes on, what is left of the difference is the slope of the probability-flow ODE. Noise is
+limited (`ConsistencyMethod.limited`).
 """
 
 import math
@@ -27,8 +25,6 @@ from students.distillation.method import (
     untrained,
 )
 
-NOISIEST = 40.0
-
 
 class ConsistencyTraining(ConsistencyMethod):
     """CT, Algorithm 3. With N(k) levels of EDM's grid at update k of K, and the target's decay mu(k),
@@ -37,7 +33,7 @@ class ConsistencyTraining(ConsistencyMethod):
         N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1,    mu(k) = exp(s0 log(mu0) / N(k)),
 
     s0 = 2, s1 = 20, mu0 = 0.9, lambda EDM's. From scratch, without a teacher. (The paper's s1 = 150 for CIFAR-10
-    makes the target an average over a thousand updates, which 800,000 updates can afford and a few thousand cannot.)
+    makes the target an average over 700 updates, which 800,000 updates can afford and a few thousand cannot.)
     """
 
     evaluations = 2
@@ -45,17 +41,8 @@ class ConsistencyTraining(ConsistencyMethod):
     target_decay = 0.9
     s0, s1 = 2, 20
 
-    def __init__(self, teacher, start):
-        super().__init__(teacher, start)
-        full = self.teacher.schedule
-        self.schedule = VE(full.t_min, min(full.t_max, NOISIEST * start.sigma_data))
-
     def build(self, stage, trained):
-        return self._limited(untrained(under(self.start, VE)))
-
-    def _limited(self, model):
-        model.schedule, model.prediction = self.schedule, self.prediction
-        return model
+        return self.limited(untrained(under(self.start, VE)))
 
     def count(self, step: int) -> int:
         """N(k), the levels at update k."""
@@ -64,7 +51,8 @@ class ConsistencyTraining(ConsistencyMethod):
 
     def levels(self, step: int) -> Tensor:
         """(N(k),) levels of EDM's grid, decreasing."""
-        return polynomial(self.schedule, self.count(step) - 1, self.schedule.t_max, self.schedule.t_min)
+        schedule = self.model.schedule
+        return polynomial(schedule, self.count(step) - 1, schedule.t_max, schedule.t_min)
 
     def neighbours(self, n: int, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Levels s > t, (n,) each."""
@@ -132,15 +120,15 @@ class EasyConsistencyTuning(ImprovedConsistencyTraining):
     phases, q, k, b = 8, 2.0, 8.0, 1.0
 
     def build(self, stage, trained):
-        return self._limited(trainable(self.start, VE, dropout=True))
+        return self.limited(trainable(self.start, VE, dropout=True))
 
     def neighbours(self, n, step, generator):
-        s = log_normal(n, -1.1, 2.0, self.schedule, generator)
+        s = log_normal(n, -1.1, 2.0, self.model.schedule, generator)
         a = self.phases * step // self.steps + 1
         gap = (1 + self.k * torch.sigmoid(-self.b * s)) / self.q**a
         return s, s * (1 - gap).clamp(min=0)
 
     def target_of(self, x, t, labels):
-        clean = t < self.schedule.t_min
-        t = t.clamp(min=self.schedule.t_min)
+        clean = t < self.model.schedule.t_min
+        t = t.clamp(min=self.model.schedule.t_min)
         return torch.where(clean.reshape(-1, *[1] * (x.ndim - 1)), x, self.model(x, t, labels))

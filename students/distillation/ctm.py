@@ -1,5 +1,7 @@
 """Consistency trajectory models (Kim et al. 2023 [2310.02279]): from any time to any earlier one."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from students.distillation.method import (
     with_numbers,
 )
 
+REACH = 3  # levels that the teacher goes at most
+WHOLE = 0.5  # of the leaps end at the data end, as one step of sampling asks for
+
 
 class ConsistencyTrajectory(Distillation):
     """With G(x, t, s) = s/t x + (1 - s/t) g(x, t, s) (Eq. 5), and levels t > u >= s of EDM's grid,
@@ -26,18 +31,19 @@ class ConsistencyTrajectory(Distillation):
         denoising:        |g(x, t, t) - x_0|^2                                                 (Eq. 11)
 
     the sum of both, the second weighted so that its gradient in the last layer is as large as the first's (Sec. 3.3).
-    g(x, t, t) is a denoiser, so the score is recovered at s = t; g starts as the teacher. Solver is one Heun step over
-    at most `reach` levels, lambda EDM's weight (the paper measures by LPIPS). Its adversarial term is left out.
+    g(x, t, t) is a denoiser, so the score is recovered at s = t; g starts as the teacher. Solver takes Heun steps over
+    1, 2, ... REACH levels in turn (a single one over several would be far off where noise is high), lambda is EDM's
+    weight (the paper measures by LPIPS). Its adversarial term is left out.
     """
 
-    evaluations = 7
+    evaluations = 6 + REACH
     budget = 1.9
     settings = {"batch_size": 64}
-    target_decay = 0.999
+    target_decay = 0.95
 
-    def __init__(self, teacher, start, *, levels: int = 18, reach: int = 3):
+    def __init__(self, teacher, start, *, levels: int = 18):
         super().__init__(teacher, start)
-        self.levels, self.reach = self.karras(levels), reach
+        self.levels = self.karras(levels)
 
     def build(self, stage, trained):
         return with_numbers(trainable(self.start, VE), 1)
@@ -49,13 +55,15 @@ class ConsistencyTrajectory(Distillation):
         i = randint(last, n, generator)
         share = torch.rand(n, generator=generator, device=x0.device)
         j = i + 1 + (share * (last - i)).long()  # s, from the level below t to the last
-        k = i + 1 + randint(self.reach, n, generator)  # u
-        t, u, s = levels[i], levels[k.minimum(j)], levels[j]
+        j = torch.where(torch.rand(n, generator=generator, device=x0.device) < WHOLE, last, j)
+        t, s = levels[i], levels[j]
         end = levels[-1:].expand(n)
         x = x0 + expand(t, x0) * batch.noise
         with torch.no_grad():
-            there = leap(self.target, heun_jump(self.teacher, x, t, u, labels), u, s, labels)
-            target = leap(self.target, there, s, end, labels)
+            there, way = x, [levels[j.minimum(i + k)] for k in range(2 + step % REACH)]
+            for here, u in pairwise(way):
+                there = heun_jump(self.teacher, there, here, u, labels)
+            target = leap(self.target, leap(self.target, there, u, s, labels), s, end, labels)
         ours = leap(self.target, leap(self.model, x, t, s, labels), s, end, labels)
         soft = (self.edm_weight(t) * squared(ours, target)).mean()
 

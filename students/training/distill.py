@@ -34,7 +34,7 @@ from students.training.teacher import draw_batch, scaled
 
 SETTINGS = {"batch_size": 128, "lr": 1e-3, "warmup": 100, "ema_decay": 0.999}
 VECTOR_SETTINGS = SETTINGS | {"lr": 2e-3}  # for tasks of vectors, with
-VECTOR_BATCH = {"batch_size": 512}  # instead of a method's own
+VECTOR_BATCH = 2  # times the batch
 
 
 def train_method(
@@ -93,10 +93,9 @@ def train_method(
             pair_set = PairSet(pairs or pairs_folder(state.parent / "pairs", made_by | plan), maker, made_by, **plan)
         spent = pair_set.spent
 
-    if len(source.shape) == 1:
-        merged = VECTOR_SETTINGS | kind.settings | VECTOR_BATCH | settings
-    else:
-        merged = SETTINGS | kind.settings | settings
+    vectors = len(source.shape) == 1
+    merged = (VECTOR_SETTINGS if vectors else SETTINGS) | kind.settings
+    merged |= {"batch_size": merged["batch_size"] * (VECTOR_BATCH if vectors else 1)} | settings
     updates = _updates(method, identity["evaluations"], spent, budget, merged)
     n = batch_share(merged["batch_size"])
 
