@@ -27,15 +27,21 @@ COLOURS = ("#1a1a1a", "#0060a8", "#b8400a", "#007a56", "#8a3a86", "#6b5200")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 LABEL_SIZE, LABEL_PITCH = 8, 11  # points
+NAMED = 24  # students at most that a plot names
 LONGEST_LABEL = 33
 
 
-def pareto_front(cost, loss) -> np.ndarray:
-    """A mask of the points that no other point dominates: at most its cost and its loss, and less of one."""
+def dominators(cost, loss) -> np.ndarray:
+    """How many others dominate each point: at most its cost and its loss, and less of one."""
     cost, loss = np.asarray(cost, float), np.asarray(loss, float)
     no_worse = (cost[None] <= cost[:, None]) & (loss[None] <= loss[:, None])
     less = (cost[None] < cost[:, None]) | (loss[None] < loss[:, None])
-    return ~(no_worse & less).any(axis=1)
+    return (no_worse & less).sum(axis=1)
+
+
+def pareto_front(cost, loss) -> np.ndarray:
+    """A mask of the points that no other point dominates."""
+    return dominators(cost, loss) == 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
 
     Points are means over seed blocks, bars their standard deviations. The stepped band is the Pareto front of the
     means, filled markers its points; its colour does not hang on noise: losses equal to four digits and times equal
-    to two count as equal. At most six students that hold the front, those with most of it, are drawn dark.
+    to two count as equal. At most six students that hold the front, those with most of it, are drawn dark. Of more
+    students than NAMED, those that come nearest to the front (whose best point the fewest dominate) have names.
     """
     table = aggregate(cells)
     floor = table.loc[table["student"] == REAL, metric].dropna()
@@ -70,10 +77,14 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
     sign = 1 if better[metric] == "lower" else -1
     points["loss"] = sign * points[metric].map(lambda value: float(f"{value:.4g}"))
     points["cost"] = points[x] if x == "nfe" else points[x].map(lambda value: float(f"{value:.2g}"))
-    points["front"] = pareto_front(points["cost"], points["loss"])
-    styles = _styles(sorted(set(points["student"])), _leading(points[points["front"]]))
+    points["dominators"] = dominators(points["cost"], points["loss"])
+    points["front"] = points["dominators"] == 0
+    nearest = points.groupby("student")["dominators"].min().sort_values(kind="stable").index
+    named, unnamed = sorted(nearest[:NAMED]), list(nearest[NAMED:])
+    styles = _styles(named, _leading(points[points["front"]]))
+    styles |= dict.fromkeys(unnamed, _Style(LEADER, "o", "-", 0.5, 2, LEADER, 2))
 
-    figure, axes = _canvas(len(styles))
+    figure, axes = _canvas(len(named) + (1 if unnamed else 0))
     _frame(axes, points, floor, metric, x)
     _draw_front(axes, points[points["front"]], metric, x, better[metric] == "lower")
     for name, rows in points.groupby("student"):
@@ -95,7 +106,12 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
             f"real against real: {floor.iloc[0]:.3g}", (0, floor.iloc[0]), xycoords=("axes fraction", "data"),
             xytext=(5, -4), textcoords="offset points", va="top", fontsize=LABEL_SIZE, color=INK,
         )  # fmt: skip
-    _label_ends(axes, points.groupby("student").tail(1), metric, x, styles)
+    _label_ends(axes, points[points["student"].isin(named)].groupby("student").tail(1), metric, x, styles)
+    if unnamed:
+        axes.annotate(
+            f"pale: {len(unnamed)} others, farther from the front", (1.045, 0), xycoords="axes fraction",
+            xytext=(0, -14), textcoords="offset points", va="top", fontsize=LABEL_SIZE, style="italic", color=GREY,
+        )  # fmt: skip
     axes.set_xlabel(COSTS[x].format(batch=f"{points['throughput_batch'].max():g}" if x == "throughput_ms" else ""))
     axes.set_ylabel(f"{metric} ({better[metric]} is better)")
     protocol = [describe(cells)] if x == "nfe" else [describe(cells), *sorted(set(points["device"]))]
@@ -208,17 +224,20 @@ def _draw_front(axes, front: pd.DataFrame, metric: str, x: str, lower: bool) -> 
 
 
 def _label_ends(axes, ends: pd.DataFrame, metric: str, x: str, styles: dict[str, _Style]) -> None:
-    """Each line's name right of the axes, moved apart where ends are close, with a leader from the line's end."""
+    """Each line's name right of the axes, moved apart where ends are close, with a leader from ends that are near."""
     height = axes.get_window_extent().height / DPI * 72
-    wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends[[x, metric]]))[:, 1]
-    ends = ends.iloc[np.argsort(wanted, kind="stable")]
-    places = spread_out(np.sort(wanted), LABEL_PITCH / height)
-    for (name, cost, value), place in zip(ends[["student", x, metric]].itertuples(index=False), places, strict=True):
+    wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends[[x, metric]]))
+    order = np.argsort(wanted[:, 1], kind="stable")
+    ends, wanted = ends.iloc[order], wanted[order]
+    places = spread_out(wanted[:, 1], LABEL_PITCH / height)
+    rows = zip(ends[["student", x, metric]].itertuples(index=False), wanted[:, 0], places, strict=True)
+    for (name, cost, value), across, place in rows:
         style = styles[name]
-        axes.annotate(
-            "", (cost, value), xytext=(1.045, place), textcoords="axes fraction", annotation_clip=False, zorder=2,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": LEADER, "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
+        if across > 0.4:
+            axes.annotate(
+                "", (cost, value), xytext=(1.045, place), textcoords="axes fraction", annotation_clip=False, zorder=2,
+                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": LEADER, "shrinkA": 0, "shrinkB": 0},
+            )  # fmt: skip
         axes.plot(
             [1.045, 1.085], [place, place], color=style.colour, linewidth=style.width, linestyle=style.dashes,
             marker=style.marker, markevery=[1], markersize=min(style.size, 5), markerfacecolor="white",

@@ -66,7 +66,7 @@ class Distillation:
     after: the method whose student this one starts from and, for PAIRS, which makes the pairs.
     evaluations: of networks, teacher's and students', an update costs for each image; the plan of a budget.
     budget: evaluations of the training, all stages, relative to those of the teacher's own.
-    settings: arguments of the loop (batch_size, lr, ema_decay ...).
+    settings: arguments of the loop (batch_size, lr, ema_decay ...). vector_settings: others, for tasks of vectors.
     target_decay: of the moving average `self.target` of the model, which a loss may use; None for no such.
     """
 
@@ -78,6 +78,7 @@ class Distillation:
     evaluations: ClassVar[float] = 2
     budget: ClassVar[float] = 1.5
     settings: ClassVar[dict] = {}
+    vector_settings: ClassVar[dict] = {}
     target_decay: ClassVar[float | None] = None
 
     def __init__(self, teacher, start: Denoiser):

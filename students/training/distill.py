@@ -95,7 +95,9 @@ def train_method(
 
     vectors = len(source.shape) == 1
     merged = (VECTOR_SETTINGS if vectors else SETTINGS) | kind.settings
-    merged |= {"batch_size": merged["batch_size"] * (VECTOR_BATCH if vectors else 1)} | settings
+    if vectors:
+        merged |= {"batch_size": merged["batch_size"] * VECTOR_BATCH} | kind.vector_settings
+    merged |= settings
     updates = _updates(method, identity["evaluations"], spent, budget, merged)
     n = batch_share(merged["batch_size"])
 
