@@ -70,7 +70,7 @@ class ConsistencyTrajectory(Distillation):
         sigma = log_normal(n, -1.2, 1.2, self.teacher.schedule, generator)
         noisy = x0 + expand(sigma, x0) * torch.randn(x0.shape, generator=generator, device=x0.device)
         denoising = (self.edm_weight(sigma) * squared(g(self.model, noisy, sigma, sigma, labels), x0)).mean()
-        final = list(self.model.network.parameters())[-2]
+        final = self.model.network.last_layer.weight
         norms = [torch.autograd.grad(part, final, retain_graph=True)[0].norm() for part in (soft, denoising)]
         return soft + (norms[0] / norms[1].clamp(min=1e-8)).clamp(max=1.0).detach() * denoising
 

@@ -30,6 +30,10 @@ class MLP(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.condition.linear.weight, std=0.1)
 
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.outer[-1]
+
     def take_numbers(self, n: int) -> None:
         """Make room for n further inputs, such as a guidance scale or a second time; the output stays what it was."""
         self.numbers = NumberEmbedding(n, self.inner.out_features)

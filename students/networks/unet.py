@@ -48,6 +48,10 @@ class UNet(nn.Module):
         )
         self.numbers = None
 
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.network.conv_out
+
     def take_numbers(self, n: int) -> None:
         """Make room for n further inputs, such as a guidance scale or a second time; the output stays what it was."""
         self.numbers = NumberEmbedding(n, self.network.time_embedding.linear_2.out_features)
