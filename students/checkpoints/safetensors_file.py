@@ -28,8 +28,8 @@ def record_path(path: Path) -> Path:
 def save_weights(path: Path, state_dict: dict[str, Tensor], record: dict, half: bool = True) -> None:
     """Write weights and their record, each to a temporary name, flushed and renamed.
 
-    With `half`, floating-point tensors are stored as float16. Raises WeightsError, and writes nothing, for
-    values that are not finite in what is stored.
+    With `half`, floating-point tensors are stored as float16. Raises WeightsError for values that are not finite in
+    what is stored, before anything is written, and where the disk is full.
     """
     import torch
     from safetensors.torch import save
@@ -47,10 +47,13 @@ def save_weights(path: Path, state_dict: dict[str, Tensor], record: dict, half: 
         stored[name] = tensor.contiguous().clone()
     content = save(stored)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, content)
     record = record | {"sha256": hashlib.sha256(content).hexdigest()}
-    _write(record_path(path), (json.dumps(record, indent=1) + "\n").encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, content)
+        _write(record_path(path), (json.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        raise WeightsError(f"cannot write {path} ({error.strerror}): make room, or give another folder") from error
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -118,8 +121,11 @@ def _verified(path: Path) -> tuple[bytes, dict]:
 
 def _write(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ class Boot(Distillation):
     evaluations = 5
     budget = 1.0
     target_decay = 0.95
+    ranges = {"levels": (2, 10_000), "beta": (0, 1e6)}
 
     def __init__(self, teacher, start, *, levels: int = 32, beta: float = 1.0):
         super().__init__(teacher, start)

@@ -67,6 +67,7 @@ class ConsistencyDistillation(ConsistencyMethod):
     budget = 1.2
     settings = {"batch_size": 64}
     target_decay = 0.95  # the paper's for 18 levels, Table 4
+    ranges = {"levels": (2, 10_000)}
 
     def __init__(self, teacher, start, *, levels: int = 18, distance: str = "l2"):
         super().__init__(teacher, start)

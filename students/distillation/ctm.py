@@ -40,6 +40,7 @@ class ConsistencyTrajectory(Distillation):
     budget = 1.9
     settings = {"batch_size": 64}
     target_decay = 0.95
+    ranges = {"levels": (3, 10_000)}
 
     def __init__(self, teacher, start, *, levels: int = 18):
         super().__init__(teacher, start)

@@ -77,7 +77,7 @@ class ScaledStudent(FewStepStudent):
     def check(self, n_steps, guidance=1.0):
         super().check(n_steps, guidance)
         if not 1 <= guidance <= LARGEST:
-            raise Unsupported(f"{self.name} was distilled for guidance from 1 to {LARGEST:g}, not {guidance:g}")
+            raise Unsupported(f"the student was distilled for guidance from 1 to {LARGEST:g}, not {guidance:g}")
 
     def generate(self, n_steps, noise, labels, guidance):
         def scaled(x, t):

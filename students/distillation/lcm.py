@@ -20,6 +20,7 @@ class LatentConsistency(ConsistencyDistillation):
     """
 
     evaluations = 4
+    ranges = {"levels": (2, 10_000), "skip": (1, 10_000)}
 
     def __init__(self, teacher, start, *, levels: int = 100, skip: int = 5):
         super().__init__(teacher, start)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from students.base import Student
+from students.cards import FILE, families
 from students.checkpoints.safetensors_file import load_into, load_weights
 from students.diffusion.denoiser import Denoiser
 from students.distillation import weights_files
@@ -16,6 +17,8 @@ from students.pretrained import load_model
 from students.recipes import EXACT, RECIPES, START, UNCONDITIONAL, weights_folder
 from students.registry import METHODS, import_object
 from students.teachers import load_teacher
+
+RECORDED = ("teacher", "options", "seed", "before", "evaluations", "seconds", "quality_curve")
 
 
 def method_class(name: str) -> type[Distillation]:
@@ -33,15 +36,18 @@ def load_base(task: str, teacher: str | None = None, device="cpu", dtype=torch.f
     """
     if task not in (*RECIPES, *UNCONDITIONAL, *EXACT):
         raise unknown("task", task, [*RECIPES, *UNCONDITIONAL, *EXACT])
-    own = load_teacher(task, device=device, dtype=dtype) if teacher is None or task in EXACT else None
     if teacher is None:
-        found = own
+        found = load_teacher(task, device=device, dtype=dtype)
     elif teacher.endswith(".safetensors") and ":" not in teacher:
-        found = load_teacher(task, Path(teacher), device, dtype)
-    elif teacher.partition(":")[0].isidentifier() and "." not in teacher.partition(":")[0]:
+        found = load_teacher(START.get(task, task), Path(teacher), device, dtype)
+    elif teacher.partition(":")[0] in (FILE, *families()):
         found = load_model(teacher, device, dtype)
     else:
         found = load_teacher(teacher, device=device, dtype=dtype)
+    if not isinstance(found, nn.Module):
+        raise FewstepError(
+            f"teacher {teacher} is no torch module: students need one with parameters, or at least buffers"
+        )
     recipe = RECIPES[START.get(task, UNCONDITIONAL.get(task, task))]
     wanted = recipe.shape, None if task in UNCONDITIONAL else recipe.classes
     made = tuple(found.shape), getattr(found, "classes", None)
@@ -76,12 +82,22 @@ def load_distilled(name: str, task: str, folder=None, device="cpu", dtype=torch.
         made = records[stage].get("method"), records[stage].get("task")
         if made != (name, task):
             raise WeightsError(f"{path} is {made[0]} of {made[1]}, not {name} of {task}: train it, or name its folder")
+        lacking = [key for key in RECORDED if key not in records[stage]]
+        if lacking:
+            raise WeightsError(f"the record of {path} lacks {lacking[0]!r}: it is not whole, train {name} again")
     first = next(iter(records.values()))
+    for key in ("teacher", "options", "seed"):
+        if any(record[key] != first[key] for record in records.values()):
+            raise WeightsError(
+                f"the stages of {name} in {next(iter(files.values())).parent} differ in {key}: train it again"
+            )
     teacher, start = load_base(task, first["teacher"]["name"], device)
     if state_hash(teacher) != first["teacher"]["hash"]:
         raise WeightsError(f"{next(iter(files.values()))} was distilled from another teacher of {task}: train it again")
     method = method_class(name)(teacher, start, **first["options"])
     trained = {}
+    if unknown_stages := [stage for stage in states if stage not in method.stages]:
+        raise WeightsError(f"{files[unknown_stages[0]]} is no stage of {name}: those are {', '.join(method.stages)}")
     for stage in (stage for stage in method.stages if stage in states):
         model = method.build(stage, trained)
         load_into(model, states[stage], files[stage])

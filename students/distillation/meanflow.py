@@ -25,6 +25,7 @@ class MeanFlow(Distillation):
     evaluations = 1.25
     budget = 0.8
     vector_settings = {"batch_size": 512}
+    ranges = {"flow_share": (0, 1)}
 
     def __init__(self, teacher, start, *, flow_share: float = 0.75):
         super().__init__(teacher, start)

@@ -67,6 +67,7 @@ class Distillation:
     evaluations: of networks, teacher's and students', an update costs for each image; the plan of a budget.
     budget: evaluations of the training, all stages, relative to those of the teacher's own.
     settings: arguments of the loop (batch_size, lr, ema_decay ...). vector_settings: others, for tasks of vectors.
+    ranges: least and largest value of options that are numbers.
     target_decay: of the moving average `self.target` of the model, which a loss may use; None for no such.
     """
 
@@ -80,6 +81,7 @@ class Distillation:
     settings: ClassVar[dict] = {}
     vector_settings: ClassVar[dict] = {}
     target_decay: ClassVar[float | None] = None
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {}
 
     def __init__(self, teacher, start: Denoiser):
         self.levels_of = teacher
@@ -116,8 +118,8 @@ class Distillation:
         """The modules whose calls are the student's evaluations in training."""
         return [self.model] if self.target_ema is None else [self.model, self.target]
 
-    def report(self) -> dict:
-        """Further numbers about the trained model, for its record."""
+    def report(self, model: nn.Module) -> dict:
+        """Further numbers about a trained model, for its record."""
         return {}
 
     def edm_weight(self, sigma: Tensor) -> Tensor:

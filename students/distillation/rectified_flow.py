@@ -40,17 +40,17 @@ class RectifiedFlow(Distillation):
     def student(self, trained):
         return FlowStudent(trained[""], euler, grid="uniform")
 
-    def report(self):
+    def report(self, model):
         """`straightness` of the flow that was trained, and that of the teacher's, both in flow coordinates."""
         generator = torch.Generator().manual_seed(SEED)
         noise = torch.randn(SAMPLES, *self.start.shape, generator=generator)
         labels = None
-        if self.model.classes is not None:
-            labels = torch.randint(self.model.classes, (SAMPLES,), generator=generator)
-        device = next(self.model.parameters()).device
+        if model.classes is not None:
+            labels = torch.randint(model.classes, (SAMPLES,), generator=generator)
+        device = next(model.parameters()).device
         noise, labels = noise.to(device), None if labels is None else labels.to(device)
         return {
-            "straightness": straightness(self.model.eval(), noise, labels),
+            "straightness": straightness(model.eval(), noise, labels),
             "teacher_straightness": straightness(self.teacher, noise, labels),
         }
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from students.diffusion.denoiser import expand
 from students.distillation.method import Batch, jump, randint
 from students.distillation.progressive import Progressive
+from students.errors import FewstepError
 
 
 class Tract(Progressive):
@@ -25,9 +26,12 @@ class Tract(Progressive):
     evaluations = 3
     settings = {"batch_size": 128}
     target_decay = 0.95  # the self-teacher's
+    ranges = {"first": (8, 4096)}
 
     def __init__(self, teacher, start, *, weight: str = "truncated_snr", first: int = 32):
         super().__init__(teacher, start, weight=weight)
+        if first % int(self.stages[0]):
+            raise FewstepError(f"option first must be a multiple of {self.stages[0]}, the steps after it, got {first}")
         self.first = first
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:

@@ -65,11 +65,12 @@ def train_method(
     start_time = time.monotonic()
     kind = method_class(name)
     device = _device(device)
+    _check_numbers(budget=budget, time_limit=time_limit)
     folder = Path(out or weights_folder(task))
-    check_folder(folder)
     state = Path(state or Path("run", "train", f"{name}-{task}"))
     options, settings = dict(options or {}), dict(settings or {})
     _check_options(kind, name, options, settings)
+    check_folder(folder)
     source, start = load_base(task, teacher, device)
     previous, before = None, {"evaluations": 0, "seconds": 0.0}
     if kind.after is not None:
@@ -83,23 +84,32 @@ def train_method(
     labels = dataset.labels.to(device) if getattr(source, "classes", None) is not None else None
     identity = {"name": teacher, "hash": state_hash(source), "evaluations": _teacher_evaluations(task, teacher)}
     described = {"task": task, "method": name, "seed": seed, "teacher": identity, "options": options}
-
-    pair_set, spent = None, 0
-    if kind.source == PAIRS:
-        maker = solver_student(source if previous is None else start, kind.pairs.solver, device)
-        made_by = {"task": task, "teacher": state_hash(maker.denoiser), "solver": kind.pairs.solver}
-        plan = {"count": settings.pop("pairs", kind.pairs.count), "steps": kind.pairs.steps, "path": kind.pairs.path}
-        with PartialState().main_process_first():
-            pair_set = PairSet(pairs or pairs_folder(state.parent / "pairs", made_by | plan), maker, made_by, **plan)
-        spent = pair_set.spent
+    described |= {"start": state_hash(start)}
 
     vectors = len(source.shape) == 1
     merged = (VECTOR_SETTINGS if vectors else SETTINGS) | kind.settings
     if vectors:
         merged |= {"batch_size": merged["batch_size"] * VECTOR_BATCH} | kind.vector_settings
     merged |= settings
-    updates = _updates(method, identity["evaluations"], spent, budget, merged)
     n = batch_share(merged["batch_size"])
+    pair_set, plan, spent = None, {}, 0
+    if kind.source == PAIRS:
+        plan = {"count": merged.pop("pairs", kind.pairs.count), "steps": kind.pairs.steps, "path": kind.pairs.path}
+        spent = plan["count"] * plan["steps"]
+    updates = _updates(method, identity["evaluations"], spent, budget, merged)
+    check_folder(state)
+    method.begin(method.stages[0], {}, updates[0])  # what cannot be built is to be known before pairs are made
+    if kind.source == PAIRS:
+        maker = solver_student(source if previous is None else start, kind.pairs.solver, device)
+        made_by = {"task": task, "teacher": state_hash(maker.denoiser), "solver": kind.pairs.solver}
+        with PartialState().main_process_first():
+            place = pairs or pairs_folder(state.parent / "pairs", made_by | plan)
+            pair_set = PairSet(place, maker, made_by, **plan, deadline=start_time + time_limit)
+        described |= {"pairs": made_by | plan}
+
+    prior = getattr(source, "prior", None)
+    prior = torch.ones(getattr(source, "classes", None) or 1) if prior is None else prior.float()
+    prior = prior.to(device)
 
     def batch(generator: torch.Generator) -> Batch:
         if kind.source == PAIRS:
@@ -110,7 +120,7 @@ def train_method(
         if kind.source == DATA:
             return Batch(noise, chosen, x0)
         if labels is not None:
-            chosen = torch.multinomial(source.prior.to(device).float(), n, replacement=True, generator=generator)
+            chosen = torch.multinomial(prior, n, replacement=True, generator=generator)
         return Batch(noise, chosen)
 
     real = scaled(samples[:SAMPLES])
@@ -144,9 +154,10 @@ def train_method(
                 f"{name} stopped at step {record['steps']} of {steps}{f' of stage {stage}' if stage else ''}: "
                 f"the same command goes on from {state}"
             )
-        if spent and not records:
-            record["evaluations"] = record["evaluations"] | {"pairs": spent}
-        records[stage] = described | {"stage": stage, "settings": merged} | record | method.report()
+        if pair_set and not records:
+            record["evaluations"] = record["evaluations"] | {"pairs": pair_set.spent}
+            record["seconds"] = round(record["seconds"] + pair_set.seconds, 1)
+        records[stage] = described | {"stage": stage, "settings": merged} | record | method.report(trained[stage])
     paths = []
     if PartialState().is_main_process:
         for stage, record in records.items():
@@ -154,6 +165,7 @@ def train_method(
             about = {"parameters": parameters, "before": before, "device": _device_name(device), "commit": commit()}
             paths.append(stage_file(folder, name, stage))
             save_weights(paths[-1], trained[stage].state_dict(), record | about)
+        for stage in records:
             remove_checkpoints(state / (stage or "single"))
         if state.is_dir() and not any(state.iterdir()):
             state.rmdir()
@@ -186,17 +198,38 @@ def _named(student, device):
 def _check_options(kind: type[Distillation], name: str, options: dict, settings: dict) -> None:
     takes = [key for key in inspect.signature(kind.__init__).parameters if key not in ("self", "teacher", "start")]
     loops = [*SETTINGS, "steps", "clip", "weight_decay", *(["pairs"] if kind.source == PAIRS else [])]
-    for key in options:
+    defaults = inspect.signature(kind.__init__).parameters
+    for key, value in options.items():
         if key not in takes:
             raise FewstepError(f"{name} takes no option {key!r}: it takes {', '.join(takes) or 'none'}")
+        if isinstance(defaults[key].default, str):
+            if not isinstance(value, str):
+                raise FewstepError(f"option {key} must be a name, such as {defaults[key].default!r}, got {value!r}")
+            continue
+        low, high = kind.ranges[key]
+        whole = isinstance(defaults[key].default, int)
+        if not isinstance(value, int if whole else int | float) or not low <= value <= high:
+            raise FewstepError(
+                f"option {key} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}, got {value!r}"
+            )
     for key, value in settings.items():
         if key not in loops:
             raise unknown("setting", key, loops)
         whole = key in ("steps", "batch_size", "warmup", "pairs")
-        if not isinstance(value, int if whole else int | float) or not 0 <= value < math.inf:
+        low, high = (1 if whole and key != "warmup" else 0), (1 if key == "ema_decay" else 1e9)
+        if not isinstance(value, int if whole else int | float) or not low <= value <= high:
             raise FewstepError(
-                f"setting {key} must be a {'whole ' if whole else ''}number of at least 0, got {value!r}"
+                f"setting {key} must be a {'whole ' if whole else ''}number from {low} to {high:g}, got {value!r}"
             )
+        if key in ("lr", "clip") and value == 0:
+            raise FewstepError(f"setting {key} must be above 0: nothing would be learned")
+
+
+def _check_numbers(budget: float | None, time_limit: float) -> None:
+    if budget is not None and not 0 < budget < math.inf:
+        raise FewstepError(f"--budget must be a number above 0, got {budget:g}")
+    if not time_limit >= 0:
+        raise FewstepError(f"--time-limit must be a number of seconds of at least 0, got {time_limit:g}")
 
 
 def _previous(after: str, name: str, task: str, folder: Path, device):
@@ -212,7 +245,7 @@ def _teacher_evaluations(task: str, teacher: str | None) -> int | None:
     """Network evaluations of the teacher's own training (of an exact teacher: of the network students start from)."""
     if teacher is None:
         path = teacher_weights(START.get(task, task))
-    elif teacher.endswith(".safetensors"):
+    elif teacher.endswith(".safetensors") and ":" not in teacher:
         path = Path(teacher)
     else:
         return None
@@ -232,7 +265,8 @@ def _updates(
     left = (method.budget if budget is None else budget) * reference - spent
     updates = left / (method.evaluations * settings["batch_size"])
     if updates < 1:
-        raise FewstepError(f"noise-image pairs take {spent} evaluations, the whole budget: give a larger --budget")
+        taken = f"noise-image pairs take {spent} evaluations, so " if spent else ""
+        raise FewstepError(f"{taken}the budget is less than one update: give a larger --budget")
     return [max(1, round(updates * share)) for share in method.shares]
 
 

@@ -2,13 +2,15 @@
 
     <folder>/pairs.json, noise.npy, images.npy, labels.npy, path.npy
 
-What they were made by is stored with them, and a set of another teacher, sampler or seed is refused. A run that was
+What they were made by is stored with them, and a set of another teacher or sampler is refused. A run that was
 killed goes on where it stopped: `made` in pairs.json counts the pairs that are there.
 """
 
 import hashlib
 import json
+import math
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,36 +38,55 @@ class PairSet:
 
     noise: (count, *shape) float32, standard normal. images: (count, *shape) float32, not clamped. labels: (count,)
     int64, or None. path: (count, M, *shape) float32, the states at times `kept` (M,), from the noise end to the data
-    end, in VE coordinates, or None. spent: network evaluations it took to make them, in this run and those before.
+    end, in VE coordinates, or None. spent, seconds: network evaluations and time it took to make them, in this run and
+    those before.
 
-    described: what the student is, in plain JSON. Raises FewstepError for a folder that holds other pairs.
+    described: what the student is, in plain JSON. deadline: of `time.monotonic`, after which no more are made. Raises
+    FewstepError for a folder that holds other pairs, on too little disk, and at the deadline; what was made is kept.
     """
 
-    def __init__(self, folder: Path, student: SolverStudent, described: dict, count: int, steps: int, path: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        student: SolverStudent,
+        described: dict,
+        count: int,
+        steps: int,
+        path: int = 0,
+        deadline: float = math.inf,
+    ):
         if path and steps % (path - 1):
             raise FewstepError(f"{path} states cannot be spaced evenly among {steps} steps")
         self.folder, self.student, self.count = Path(folder), student, count
         self.times = student.times(steps)
         self.kept = self.times[:: steps // (path - 1)] if path else None
         self.described = json.loads(json.dumps(described | {"count": count, "steps": steps, "path": path}))
-        made, self.spent = self._found()
+        made, self.spent, self.seconds = self._found()
         self._open(made > 0)
         with tqdm(total=count, initial=made, desc="noise-image pairs", unit="pair", disable=made == count) as bar:
             while made < count:
+                begun = time.monotonic()
+                if begun > deadline:
+                    raise FewstepError(
+                        f"stopped at pair {made} of {count}: the same command goes on from {self.folder}"
+                    )
                 stop = min(made + CHUNK, count)
                 self.spent += self._make(made, stop)
+                self.seconds += time.monotonic() - begun
                 self._save(stop)
                 bar.update(stop - made)
                 made = stop
 
-    def _found(self) -> tuple[int, int]:
+    def _found(self) -> tuple[int, int, float]:
         manifest = self.folder / MANIFEST
         if not manifest.is_file():
-            return 0, 0
+            return 0, 0, 0.0
         try:
             stored = json.loads(manifest.read_text())
-            made, spent, described = stored["made"], stored["spent"], stored["described"]
-        except (ValueError, KeyError, TypeError) as error:
+            made, spent, seconds, described = (stored[key] for key in ("made", "spent", "seconds", "described"))
+            if not (isinstance(made, int) and 0 <= made <= described.get("count", made) and isinstance(spent, int)):
+                raise ValueError(made)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FewstepError(f"{manifest} cannot be read: remove {self.folder} to make the pairs again") from error
         for key in self.described:
             if described.get(key) != self.described[key]:
@@ -73,7 +94,7 @@ class PairSet:
                     f"the pairs in {self.folder} are of another {key} ({described.get(key)}, asked for "
                     f"{self.described[key]}): give another --pairs folder, or remove that one"
                 )
-        return made, spent
+        return made, spent, float(seconds)
 
     def _open(self, exists: bool) -> None:
         shape = self.student.shape
@@ -85,9 +106,16 @@ class PairSet:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, size in shapes.items():
-                kind = np.int64 if name == "labels" else np.float32
-                mode = "r+" if exists else "w+"
-                array = np.lib.format.open_memmap(self.folder / f"{name}.npy", mode=mode, dtype=kind, shape=size)
+                file, kind = self.folder / f"{name}.npy", np.dtype(np.int64 if name == "labels" else np.float32)
+                if exists:
+                    array = np.load(file, mmap_mode="r")  # which, unlike "r+", does not make a short file longer
+                    if array.shape != size or array.dtype != kind:
+                        raise ValueError(f"{file.name} holds {array.dtype} {array.shape}, not {kind} {size}")
+                    array = np.load(file, mmap_mode="r+")
+                else:
+                    array = np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=size)
+                    with open(file, "r+b") as allocated:  # a full disk is to be known now
+                        os.posix_fallocate(allocated.fileno(), 0, file.stat().st_size)
                 setattr(self, f"_{name}", array)
         except (OSError, ValueError) as error:
             raise FewstepError(
@@ -132,7 +160,8 @@ class PairSet:
             if (array := getattr(self, f"_{name}", None)) is not None:
                 array.flush()
         part = self.folder / f".{MANIFEST}.{os.getpid()}.part"
-        part.write_text(json.dumps({"described": self.described, "made": made, "spent": self.spent}, indent=1))
+        manifest = {"described": self.described, "made": made, "spent": self.spent, "seconds": round(self.seconds, 1)}
+        part.write_text(json.dumps(manifest, indent=1))
         part.replace(self.folder / MANIFEST)
 
     def rows(self, index: Tensor, device) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from students.diffusion.noise import SeedNoise
 from students.diffusion.schedules import VE
 from students.distillation.load import load_distilled, method_class
 from students.errors import FewstepError, Unsupported, WeightsError
+from students.recipes import teacher_weights
 from students.registry import METHODS, STUDENTS, parse
 from students.training.distill import train_method
 
@@ -164,6 +165,39 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_an_uninterrupted_one(na
     assert not (tmp_path / "b-state").exists() or name == "knowledge"
 
 
+def test_weights_that_cannot_be_written_leave_every_stage_to_go_on_from(tmp_path, monkeypatch):
+    from students.checkpoints import safetensors_file
+
+    settings = {"settings": {"steps": 20, "batch_size": 8}}
+    write, written = safetensors_file._write, []
+
+    def full(path, content):
+        if len(written) == 4:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(safetensors_file, "_write", full)
+    with pytest.raises(FewstepError, match=r"cannot write .*No space left"):
+        train_method("progressive", "gaussians", out=tmp_path / "a", state=tmp_path / "s", **settings)
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"8", "4", "2", "1"}
+    monkeypatch.undo()
+    paths = train_method("progressive", "gaussians", out=tmp_path / "a", state=tmp_path / "s", **settings)
+    assert all(path.is_file() for path in paths) and not (tmp_path / "s").exists()
+
+
+def test_resuming_on_other_pairs_is_refused(tmp_path):
+    def run(pairs, **limit):
+        settings = {"steps": 4, "batch_size": 8, "pairs": pairs}
+        train_method("knowledge", "gaussians", out=tmp_path, state=tmp_path / "s", settings=settings, **limit)
+
+    run(20)
+    with pytest.raises(FewstepError, match="stopped at step 1"):
+        run(20, time_limit=0.0)
+    with pytest.raises(FewstepError, match=r"another configuration.*pairs"):
+        run(30)
+
+
 def test_resuming_with_other_options_is_refused(tmp_path):
     with pytest.raises(FewstepError, match="stopped"):
         train_method("consistency", "gaussians", out=tmp_path, state=tmp_path / "s", time_limit=0.0, **TINY)
@@ -189,6 +223,17 @@ def test_resuming_with_other_options_is_refused(tmp_path):
         (["consistency", "--task", "gaussians", "--teacher", "tests.conftest:make_conditional"], "asks for"),
         (["consistency", "--task", "digits", "--teacher", "tests.conftest:make_mixture"], "asks for"),
         (["teacher", "--task", "digits", "--budget", "1"], "leave --budget out"),
+        (["consistency", "--task", "gaussians", "--options", "levels=1"], "levels must be a whole number from 2"),
+        (["consistency", "--task", "gaussians", "--options", "distance=3"], "distance must be a name"),
+        (["meanflow", "--task", "gaussians", "--options", "flow_share=2"], "flow_share must be a number from 0 to 1"),
+        (["tract", "--task", "gaussians", "--options", "first=30"], "first must be a multiple of 4"),
+        (["consistency", "--task", "gaussians", "--set", "batch_size=0"], "batch_size must be a whole number from 1"),
+        (["consistency", "--task", "gaussians", "--set", "ema_decay=2"], "ema_decay must be a number from 0 to 1"),
+        (["consistency", "--task", "gaussians", "--budget", "nan"], "--budget must be a number above 0"),
+        (["consistency", "--task", "gaussians", "--time-limit", "nan"], "--time-limit must be"),
+        (["consistency", "--task", "gaussians", "--teacher", "nowhere.safetensors"], "no weights at nowhere"),
+        (["consistency", "--task", "gaussians", "--teacher", str(teacher_weights("digits"))], "do not fit"),
+        (["knowledge", "--task", "gaussians", "--budget", "0.01"], "pairs take 512000 evaluations"),
     ],
 )
 def test_bad_input_is_one_line_before_any_training(arguments, message, tmp_path, capsys):
@@ -218,9 +263,16 @@ def test_pairs_of_another_maker_are_refused_and_unfinished_ones_completed(tmp_pa
         PairSet(tmp_path / "whole", student, {"teacher": "b"}, count=600, steps=4, path=3)
     with pytest.raises(FewstepError, match="cannot be spaced evenly"):
         PairSet(tmp_path / "c", student, {"teacher": "a"}, count=600, steps=4, path=4)
-    manifest.write_text("{")
-    with pytest.raises(FewstepError, match="cannot be read"):
-        PairSet(tmp_path / "cut", student, {"teacher": "a"}, count=600, steps=4, path=3)
+    for broken in ("{", manifest.read_text().replace('"made": 600', '"made": 601')):
+        manifest.write_text(broken)
+        with pytest.raises(FewstepError, match="cannot be read"):
+            PairSet(tmp_path / "cut", student, {"teacher": "a"}, count=600, steps=4, path=3)
+    images = tmp_path / "whole" / "images.npy"
+    images.write_bytes(images.read_bytes()[:-800])
+    with pytest.raises(FewstepError, match="cannot be opened"):
+        PairSet(tmp_path / "whole", student, {"teacher": "a"}, count=600, steps=4, path=3)
+    with pytest.raises(FewstepError, match=r"stopped at pair 0 of 600: .* goes on"):
+        PairSet(tmp_path / "late", student, {"teacher": "a"}, count=600, steps=4, deadline=0.0)
 
 
 def test_pairs_are_what_the_sampler_makes(tmp_path):
