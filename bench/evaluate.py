@@ -164,7 +164,10 @@ class Evaluator:
     @cached_property
     def reference(self) -> Reference:
         return Reference(
-            train=self._real_statistics("train"), heldout=self._real_statistics("heldout"), mixture=self.data.mixture
+            train=self._real_statistics("train"),
+            heldout=self._real_statistics("heldout"),
+            mixture=self.data.mixture,
+            device=self.device,
         )
 
     def _real_statistics(self, half: str) -> dict[str, FeatureStats]:

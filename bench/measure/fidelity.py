@@ -1,8 +1,16 @@
-"""KID, precision and recall, and inception score on kept rows, by the functions of torch-fidelity."""
+"""KID, precision and recall, and inception score on kept rows: what torch-fidelity computes of them.
 
+The first two are loops of our own about its kernel and its definition: it would take KID in float64 from a copy of
+all rows, and compute distances among the same 50,000 real rows again for every cell.
+"""
+
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+from torch_fidelity.metric_kid import kernel_mmd
 
 from bench.measure.statistics import FeatureStats, Reference
 from students.errors import FewstepError
@@ -13,12 +21,12 @@ KID = {
     "kid_kernel_poly_degree": 3,
     "kid_kernel_poly_gamma": None,  # 1 / F
     "kid_kernel_poly_coef0": 1,
-    "rng_seed": 2020,
-    "verbose": False,
 }
 KID_SUBSET_SIZE = 1000
-# 500 rows against all others at a time: the distances of 50,000 x 50,000 rows never take more than 0.5 GB
-PRC = {"prc_neighborhood": 3, "prc_batch_size": 500, "save_cpu_ram": True, "verbose": False}
+KID_SEED = 2020
+NEIGHBOURS = 3
+ROWS = 200  # at a time against all others: their distances to 50,000 rows take 40 MB
+_known_radii: WeakKeyDictionary[FeatureStats, Tensor] = WeakKeyDictionary()  # of real rows, for all cells of a run
 ISC = {"splits": 10, "shuffle": True, "rng_seed": 2020}
 
 
@@ -36,26 +44,47 @@ def kid(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float
     The unbiased squared MMD with the kernel (x.y / F + 1)^3; it can be slightly negative. In float64: third
     powers of float32 sums leave noise as large as a small KID.
     """
-    ours, real = generated["features"].rows().double(), reference.train["features"].rows().double()
-    subsets = kid_subsets(len(ours), len(real))
-    if subsets["kid_subset_size"] < 2:
-        raise FewstepError(f"KID needs at least 2 samples on each side, got {len(ours)} and {len(real)}")
-    return (kid_features_to_metric(ours, real, **subsets, **KID)[KEY_METRIC_KID_MEAN],)
+    sides = [stats["features"].rows().numpy() for stats in (generated, reference.train)]
+    subsets, size = kid_subsets(*map(len, sides)).values()
+    if size < 2:
+        raise FewstepError("KID needs at least 2 samples on each side, got {} and {}".format(*map(len, sides)))
+    random = np.random.RandomState(KID_SEED)
+
+    def subset(rows: np.ndarray) -> np.ndarray:
+        return rows[random.choice(len(rows), size, replace=False)].astype(np.float64)
+
+    return (float(np.mean([kernel_mmd(*map(subset, sides), **KID) for _ in range(subsets)])),)
 
 
 def precision_recall(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float, float]:
     """Improved precision and recall against the training half, k = 3 (Kynkaanniemi et al. 2019 [1904.06991]).
 
-    Both depend on how many samples there are on each side: compare only numbers of the same counts.
+    The share of samples inside a ball about a real image that reaches to its k-th nearest neighbour, and of real
+    images inside such a ball about a sample. Both depend on how many samples there are on each side: compare only
+    numbers of the same counts.
     """
-    ours, real = generated["features"].rows(), reference.train["features"].rows()
-    neighbours = PRC["prc_neighborhood"]
-    if min(len(ours), len(real)) <= neighbours:
+    rows = [stats["features"].rows() for stats in (generated, reference.train)]
+    n, n_real = map(len, rows)
+    if min(n, n_real) <= NEIGHBOURS:
         raise FewstepError(
-            f"precision and recall need more than {neighbours} samples on each side, got {len(ours)} and {len(real)}"
+            f"precision and recall need more than {NEIGHBOURS} samples on each side, got {n} and {n_real}"
         )
-    measured = prc_features_to_metric(ours, real, **PRC)
-    return measured[KEY_METRIC_PRECISION], measured[KEY_METRIC_RECALL]
+    ours, real = (side.to(reference.device) for side in rows)
+    our_radii, real_radii = radii(ours), _known_radii.get(reference.train["features"])
+    if real_radii is None:
+        real_radii = _known_radii[reference.train["features"]] = radii(real)
+    realistic, covered = 0, torch.zeros(n_real, dtype=torch.bool, device=reference.device)
+    for part, reach in zip(ours.split(ROWS), our_radii.split(ROWS), strict=True):
+        distances = torch.cdist(part, real)
+        realistic += (distances <= real_radii).any(1).sum().item()
+        covered |= (distances <= reach[:, None]).any(0)
+    return realistic / n, covered.double().mean().item()
+
+
+def radii(rows: Tensor) -> Tensor:
+    """The distance of every row to its k-th nearest other one, (N,)."""
+    nearest = (torch.cdist(part, rows).topk(NEIGHBOURS + 1, largest=False).values for part in rows.split(ROWS))
+    return torch.cat([distances[:, -1] for distances in nearest])  # the nearest of all is the row itself
 
 
 def inception_score(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float]:

@@ -13,6 +13,8 @@ from torch import Tensor
 from students.diffusion.analytic import GaussianMixture
 from students.errors import FewstepError
 
+BLOCK = 8192  # rows kept together
+
 
 class FeatureStats:
     """Count, mean and scatter matrix of rows (N, F), in float64; the rows themselves only with `keep_rows`.
@@ -31,7 +33,8 @@ class FeatureStats:
         self.keep_rows = keep_rows
         self._mean = torch.zeros(0, dtype=torch.float64)
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)
-        self._rows: list[Tensor] = []
+        self._rows: list[Tensor] = []  # in blocks, which the allocator gives back one by one
+        self._latest: list[Tensor] = []  # what comes next
 
     @classmethod
     def from_moments(cls, mean, covariance) -> Self:
@@ -54,7 +57,9 @@ class FeatureStats:
         centred = values - mean
         self._add(len(rows), mean, centred.T @ centred)
         if self.keep_rows:
-            self._rows.append(rows.float())
+            self._latest.append(rows.float())
+            if sum(map(len, self._latest)) >= BLOCK:
+                self._close_block()
 
     def merge(self, other: Self) -> None:
         """Add the rows of `other`; raises FewstepError unless it keeps rows like this one and has as many columns."""
@@ -62,6 +67,8 @@ class FeatureStats:
             raise FewstepError("statistics that keep rows merge only with others that do: compute both the same way")
         if other.count:
             self._add(other.count, other._mean, other._scatter)
+            self._close_block()
+            other._close_block()
             self._rows += other._rows
 
     def _add(self, count, mean: Tensor, scatter: Tensor) -> None:
@@ -93,9 +100,25 @@ class FeatureStats:
         if not self.keep_rows:
             raise FewstepError("rows were not kept: compute the statistics with keep_rows=True")
         self._need(1)
+        self._close_block()
         if len(self._rows) > 1:
-            self._rows = [torch.cat(self._rows)]
+            self._rows = [self._joined()]
         return self._rows[0]
+
+    def _close_block(self) -> None:
+        if self._latest:
+            self._rows.append(torch.cat(self._latest))
+            self._latest = []
+
+    def _joined(self) -> Tensor:
+        """All blocks in one tensor, each freed once copied, so that many rows are never in memory twice."""
+        joined = torch.empty(sum(map(len, self._rows)), self._rows[0].shape[1])
+        end = len(joined)
+        while self._rows:
+            block = self._rows.pop()
+            joined[end - len(block) : end] = block
+            end -= len(block)
+        return joined
 
     def _need(self, rows: int) -> None:
         if self.count < rows:
@@ -130,8 +153,12 @@ class FeatureStats:
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: statistics by representation (see bench/measure), or the exact mixture."""
+    """What samples are compared with: statistics by representation (see bench/measure), or the exact mixture.
+
+    device: where metrics may compute what is long.
+    """
 
     train: dict[str, FeatureStats] = field(default_factory=dict)
     heldout: dict[str, FeatureStats] = field(default_factory=dict)
     mixture: GaussianMixture | None = None
+    device: torch.device | str = "cpu"

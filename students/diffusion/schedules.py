@@ -15,7 +15,9 @@ For flow matching, scale = 1 and u = t, so dz/du = eps - x_0 is the velocity, fi
 All functions take t as a number or tensor and compute in float64 on t's device.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +26,22 @@ from torch import Tensor
 
 def _float64(t) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64)
+
+
+def _remembered(coefficient: Callable) -> Callable:
+    """A coefficient computed once for each time: samplers ask for the same few over and over.
+
+    Only for single times in inference mode; elsewhere a time may carry a derivative.
+    """
+    known = functools.lru_cache(maxsize=4096)(coefficient)
+
+    @functools.wraps(coefficient)
+    def value(schedule, t) -> Tensor:
+        if torch.is_inference_mode_enabled() and torch.is_tensor(t) and t.ndim == 0 and t.device.type == "cpu":
+            return known(schedule, t.item())
+        return coefficient(schedule, t)
+
+    return value
 
 
 @dataclass(frozen=True)
@@ -74,9 +92,11 @@ class VPLinear(Schedule):
         t = _float64(t)
         return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
 
+    @_remembered
     def alpha(self, t) -> Tensor:
         return self.log_alpha(t).exp()
 
+    @_remembered
     def sigma(self, t) -> Tensor:
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
@@ -96,9 +116,11 @@ class VPCosine(Schedule):
     t_min: float = 1e-3
     t_max: float = 2 / math.pi * math.atan(math.exp(10))
 
+    @_remembered
     def alpha(self, t) -> Tensor:
         return torch.cos(math.pi / 2 * _float64(t))
 
+    @_remembered
     def sigma(self, t) -> Tensor:
         return torch.sin(math.pi / 2 * _float64(t))
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch_fidelity
 from torch.utils.data import Dataset
+from torch_fidelity.metric_kid import kid_features_to_metric
 
-from bench.measure import EXTRACTORS, METRICS, digits_cnn, extractor_identity
+from bench.measure import EXTRACTORS, METRICS, digits_cnn, extractor_identity, fidelity
 from bench.measure.features import load_extractor, to_uint8
-from bench.measure.fidelity import kid_subsets
+from bench.measure.fidelity import KID_SEED, kid_subsets
 from bench.measure.statistics import FeatureStats, Reference
 from students.checkpoints.safetensors_file import load_weights, verified_hash
 from students.data import load_data
@@ -34,6 +35,12 @@ def collect(extractor, images) -> dict[str, FeatureStats]:
     for name, stats in statistics.items():
         stats.update(rows[name])
     return statistics
+
+
+def rows_of(features) -> dict[str, FeatureStats]:
+    stats = FeatureStats(keep_rows=True)
+    stats.update(features)
+    return {"features": stats}
 
 
 @pytest.mark.parametrize(
@@ -115,9 +122,38 @@ def test_torch_fidelity_gives_the_same_numbers(extractor, digits):
         ours |= dict(zip(columns, METRICS[name].compute(generated, reference), strict=True))
     assert ours["fd_digits_cnn"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["kid_digits_cnn"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-5)
-    assert ours["precision_digits_cnn"] == pytest.approx(theirs["precision"], abs=1e-9)
-    assert ours["recall_digits_cnn"] == pytest.approx(theirs["recall"], abs=1e-9)
+    assert ours["precision_digits_cnn"] == pytest.approx(theirs["precision"], abs=1e-6)
+    assert ours["recall_digits_cnn"] == pytest.approx(theirs["recall"], abs=1e-6)
     assert ours["is_digits_cnn"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+
+
+def test_kid_draws_torch_fidelity_s_subsets():
+    generator = torch.Generator().manual_seed(0)
+    ours, real = torch.randn(1300, 8, generator=generator), 1.2 * torch.randn(1100, 8, generator=generator)
+    theirs = kid_features_to_metric(
+        ours.double(), real.double(), kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_gamma=None,
+        kid_kernel_poly_coef0=1, rng_seed=KID_SEED, verbose=False, **kid_subsets(1300, 1100),
+    )  # fmt: skip
+    (measured,) = METRICS["kid"].compute(rows_of(ours), Reference(train=rows_of(real)))
+    assert measured == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-12)
+
+
+def test_radii_of_real_images_are_computed_once(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    reference = Reference(train=rows_of(torch.randn(700, 8, generator=generator)))
+    cells = [rows_of(torch.randn(n, 8, generator=generator)) for n in (300, 301)]
+    sizes = []
+
+    def counted(rows):
+        sizes.append(len(rows))
+        return radii(rows)
+
+    radii = fidelity.radii
+    monkeypatch.setattr(fidelity, "radii", counted)
+    first = METRICS["prc"].compute(cells[0], reference)
+    METRICS["prc"].compute(cells[1], reference)
+    assert METRICS["prc"].compute(cells[0], reference) == first
+    assert sorted(sizes) == [300, 300, 301, 700]
 
 
 def test_metrics_order_real_noisy_and_collapsed_images(extractor, digits):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.measure import statistics
 from bench.measure.statistics import FeatureStats
 from students.errors import FewstepError
 
@@ -54,6 +55,17 @@ def test_any_sharding_merges_to_the_whole(cuts, offset, data):
     torch.testing.assert_close(merged.mean(), whole.mean(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(merged.covariance(), whole.covariance(), rtol=1e-10, atol=1e-12)
     assert torch.equal(merged.rows(), rows)
+
+
+def test_rows_keep_their_order_through_blocks(monkeypatch):
+    monkeypatch.setattr(statistics, "BLOCK", 16)
+    rows = torch.arange(100.0)[:, None]
+    stats, other = stats_of(rows[:45], keep_rows=True), FeatureStats(keep_rows=True)
+    for part in rows[45:].split(7):
+        other.update(part)
+    stats.merge(other)
+    assert torch.equal(stats.rows(), rows)
+    assert torch.equal(other.rows(), rows[45:])
 
 
 def test_merging_leaves_the_other_alone():

@@ -88,6 +88,21 @@ def test_everything_is_float64(schedule):
             assert function(t).shape == torch.as_tensor(t).shape
 
 
+def test_remembered_coefficients_are_those_computed(schedule):
+    times = torch.linspace(schedule.t_min, schedule.t_max, 5, dtype=torch.float64)
+    for coefficient in (schedule.alpha, schedule.sigma):
+        with torch.inference_mode():
+            remembered = [[coefficient(t) for t in times] for _ in range(2)]
+        for values in remembered:
+            torch.testing.assert_close(torch.stack(values), coefficient(times), rtol=1e-15, atol=0)
+        t = times[2].clone().requires_grad_()
+        if (value := coefficient(t)).requires_grad:  # alpha of VE is constant
+            value.backward()
+            step = 1e-6 * t.item()
+            expected = (coefficient(t.item() + step) - coefficient(t.item() - step)) / (2 * step)
+            assert t.grad.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_schedules_are_frozen_values(schedule):
     with pytest.raises(dataclasses.FrozenInstanceError):
         schedule.t_max = 2.0
