@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.loading import load_student, one_line
+from bench.loading import load_student
 from bench.measure import METRICS, extractor_identity, metric_columns
 from bench.measure.faithfulness import SOLVER, STEPS, distances
 from bench.measure.features import load_extractor, to_uint8
@@ -35,7 +35,7 @@ from students.data import Dataset, Split, load_data
 from students.datafiles import reference_folder
 from students.devices import check_device
 from students.diffusion.noise import SeedNoise
-from students.errors import FewstepError, Unsupported, UnsupportedSteps
+from students.errors import FewstepError, Unsupported, UnsupportedSteps, one_line
 from students.loading import DTYPES, MAX_STEPS, spec_is_distilled
 from students.provenance import commit
 from students.registry import parse
@@ -252,11 +252,11 @@ class Evaluator:
 
     def _reason(self, error: BaseException) -> str:
         """Why a cell failed, in one line; raises FewstepError if it is the device that is gone."""
-        reason = one_line(error)
         if isinstance(error, FewstepError):
-            return reason
+            return str(error)
+        reason = one_line(error)
         self._check_device_is_alive(reason)
-        return f"{type(error).__name__}: {reason}"
+        return reason
 
     def _check_device_is_alive(self, reason: str) -> None:
         """Raise FewstepError if the device no longer computes: then it is not the cell that failed."""

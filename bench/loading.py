@@ -4,7 +4,7 @@ import students
 from bench.identity import state_hash
 from bench.tasks import Task
 from students.base import networks_of
-from students.errors import FewstepError
+from students.errors import FewstepError, one_line
 
 
 def load_student(spec: str, task: Task, teacher, device="cpu", dtype: str = "float32"):
@@ -14,11 +14,7 @@ def load_student(spec: str, task: Task, teacher, device="cpu", dtype: str = "flo
     except FewstepError:
         raise
     except Exception as error:
-        raise FewstepError(f"cannot load student {spec!r}: {type(error).__name__}: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise FewstepError(f"cannot load student {spec!r}: {one_line(error)}") from error
 
 
 def identify(spec: str, task: Task) -> dict:

@@ -1,7 +1,8 @@
 """Errors a user can mend. The command line prints them as one line and ends with status 2."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class FewstepError(Exception):
@@ -18,6 +19,29 @@ class UnsupportedSteps(Unsupported):
 
 class WeightsError(FewstepError):
     """Weights are missing, cut short, or not those their record describes."""
+
+
+def one_line(error: BaseException) -> str:
+    """`ValueError: what it says`, without line breaks and not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+
+
+@contextmanager
+def reading(path, kind: str) -> Iterator[None]:
+    """Whatever the content of somebody else's file leads to, as one WeightsError that names the file.
+
+    Our own errors pass, as they say more. kind: what the file should be, as in "no state dict".
+    """
+    try:
+        yield
+    except FewstepError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"cannot read {path} ({error.strerror or error}): get the file again") from error
+    except Exception as error:
+        raise WeightsError(
+            f"{path} is no {kind}, or is cut short ({one_line(error)}): get the file again, or one of the same family"
+        ) from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> FewstepError:

@@ -12,7 +12,7 @@ from students.checkpoints.openai import NETWORKS, build_openai, read_state_dict
 from students.checkpoints.safetensors_file import load_weights, save_weights
 from students.datafiles import file_hash
 from students.diffusion.denoiser import Denoiser
-from students.errors import FewstepError, WeightsError
+from students.errors import FewstepError, WeightsError, one_line, reading
 from students.networks.edm import NETWORKS as EDM_NETWORKS
 
 ZIP = b"PK\x03\x04"  # what torch.save writes
@@ -46,7 +46,8 @@ def convert(path_in: Path, path_out: Path, trust_pickle: bool = False) -> Path:
 def load_converted(path: Path) -> Denoiser:
     """The denoiser of a converted checkpoint; raises WeightsError if the files are not as they were written."""
     state, record = load_weights(path)
-    return _build(state, record, path)
+    with reading(path, "converted checkpoint"):
+        return _build(state, record, path)
 
 
 def _build(state: dict[str, Tensor], record: dict, path: Path) -> Denoiser:
@@ -85,9 +86,7 @@ def _execute(path: Path, saved_by_torch: bool):
         with open(path, "rb") as file:
             return pickle.load(file)
     except Exception as error:  # whatever its code raises
-        raise WeightsError(
-            f"cannot unpickle {path} ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
+        raise WeightsError(f"cannot unpickle {path} ({one_line(error)})") from error
 
 
 def _of_object(content, path: Path) -> EDMNetwork | dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from students.diffusion.denoiser import Denoiser, consistency_scalings, expand
 from students.diffusion.schedules import VE, Schedule
-from students.errors import FewstepError, WeightsError, unknown
+from students.errors import FewstepError, WeightsError, reading, unknown
 
 CONSISTENCY_SCHEDULER = "CMStochasticIterativeScheduler"
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -140,7 +140,11 @@ def load_diffusers_folder(path: Path, classes: int | None = None) -> UNetDenoise
     Raises WeightsError for a file that is missing or cut short, or weights that do not fit the configuration, and
     FewstepError for a network, scheduler or number of classes that cannot be taken.
     """
-    path = Path(path)
+    with reading(path, "folder that diffusers has saved"):
+        return _load(Path(path), classes)
+
+
+def _load(path: Path, classes: int | None) -> UNetDenoiser:
     parts = path if (path / "config.json").is_file() else path / "unet"
     unet = _load_unet(parts)
     where = next(
@@ -157,6 +161,8 @@ def load_diffusers_folder(path: Path, classes: int | None = None) -> UNetDenoise
     elif known is None or known - classes not in (0, 1):
         raise FewstepError(f"{parts} has {known or 'no'} classes, not {classes}: take a checkpoint that matches")
     if scheduler.get("_class_name") == CONSISTENCY_SCHEDULER:
+        if lacking := [key for key in ("sigma_min", "sigma_max", "sigma_data") if key not in scheduler]:
+            raise WeightsError(f"{where} lacks {lacking[0]}: get the file again")
         schedule = VE(scheduler["sigma_min"], scheduler["sigma_max"])
         clip = scheduler.get("clip_denoised", True)
         return ConsistencyFunction(unet, schedule, classes, scheduler["sigma_data"], clip)
@@ -202,7 +208,9 @@ def _load_unet(folder: Path):
             folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # diffusers raises many kinds, all about the same file
-        raise WeightsError(f"cannot read the weights in {folder}: {' '.join(str(error).split())}") from error
+        raise WeightsError(
+            f"cannot read the weights in {folder}: {' '.join(str(error).split())}: get the whole folder again"
+        ) from error
     for key, problem in (("missing_keys", "lack"), ("unexpected_keys", "hold, beside the network's own,")):
         if names := sorted(report[key]):
             raise WeightsError(f"weights in {folder} {problem} {names[0]!r}: get the config.json they belong to")
@@ -211,6 +219,9 @@ def _load_unet(folder: Path):
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise WeightsError(f"{path} is no JSON ({error}): get the file again") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds no settings by name: get the file again")
+    return content

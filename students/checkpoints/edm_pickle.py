@@ -10,6 +10,7 @@ tensors and plain values need are listed, and any other is refused by name.
 
 import collections
 import io
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -23,11 +24,10 @@ from torch import Tensor
 from students.checkpoints.safetensors_file import load_into
 from students.diffusion.denoiser import CONSISTENCY, EDM, Denoiser
 from students.diffusion.schedules import VE
-from students.errors import FewstepError, WeightsError
+from students.errors import FewstepError, WeightsError, reading
 from students.networks.edm import NETWORKS
 
 TRAINING_ONLY = ("dropout", "label_dropout")
-GET_AGAIN = "get the file again, or one of the same family"
 
 
 @dataclass
@@ -49,16 +49,15 @@ class EDMNetwork:
 def build_denoiser(network: EDMNetwork) -> Denoiser:
     """The denoiser of a checkpoint; raises WeightsError naming the first parameter that does not fit."""
     arguments = network.arguments
-    if network.architecture not in NETWORKS:
+    if network.architecture not in [*NETWORKS]:
         raise FewstepError(
             f"{network.path} holds a {network.architecture}, not {' or '.join(NETWORKS)}: no network here fits it"
         )
-    try:
-        with torch.device("meta"):
-            module = NETWORKS[network.architecture](**arguments).eval()
-    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise WeightsError(f"{network.path}: no {network.architecture} with these arguments ({error})") from error
-    load_into(module.to_empty(device="cpu"), network.state, network.path)
+    with reading(network.path, f"{network.architecture} with arguments that fit"), torch.device("meta"):
+        if (blocks := arguments.get("num_blocks", 1)) > len(network.state):
+            raise ValueError(f"{blocks} blocks at each resolution, but {len(network.state)} parameters in all")
+        module = NETWORKS[network.architecture](**arguments).eval()
+    load_into(module, network.state, network.path)
     shape = (arguments["in_channels"], arguments["img_resolution"], arguments["img_resolution"])
     classes = arguments.get("label_dim") or None
     sigma_data, sigma_min = network.precond_arguments["sigma_data"], network.precond_arguments["sigma_min"]
@@ -74,25 +73,15 @@ def build_denoiser(network: EDMNetwork) -> Denoiser:
 def read_edm_pickle(path: Path) -> EDMNetwork:
     """The network of an EDM pickle; nothing in the file is executed.
 
-    Raises WeightsError for a file that is missing or cut short, and FewstepError naming the first global that such a
-    pickle does not need.
+    Raises WeightsError for a file that is missing, cut short or incomplete, and FewstepError naming the first global
+    that such a pickle does not need.
     """
-    try:
-        with open(path, "rb") as file:
-            content = _Unpickler(file, path).load()
-    except FewstepError:
-        raise
-    except OSError as error:
-        raise WeightsError(f"cannot read {path} ({error.strerror}): {GET_AGAIN}") from error
-    except Exception as error:  # whatever bytes that are no pickle lead to
-        raise WeightsError(f"{path} is no EDM pickle, or is cut short ({_one_line(error)}): {GET_AGAIN}") from error
-    network = content.get("ema", content.get("model")) if isinstance(content, dict) else None  # "model": SFD
-    if not isinstance(network, _Object):
-        raise WeightsError(f"{path} holds no network under 'ema': {GET_AGAIN}")
-    try:
+    with reading(path, "EDM pickle"), open(path, "rb") as file:
+        content = _Unpickler(file, path).load()
+        network = content.get("ema", content.get("model")) if isinstance(content, dict) else None  # "model": SFD
+        if not isinstance(network, _Object):
+            raise WeightsError(f"{path} holds no network under 'ema': take another file")
         return _describe(network, path)
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{path}: its network is incomplete ({_one_line(error)}): {GET_AGAIN}") from error
 
 
 def from_state_dict(state: Mapping[str, Tensor], path: Path) -> EDMNetwork:
@@ -101,10 +90,8 @@ def from_state_dict(state: Mapping[str, Tensor], path: Path) -> EDMNetwork:
     The preconditioning is EDM's with sigma_data 0.5. Raises WeightsError if the names are not of this family.
     """
     state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    try:
+    with reading(path, "state dict of EDM's family"):
         return EDMNetwork(*arguments_of(state), state, path=path)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise WeightsError(f"weights {path} are not of EDM's family ({_one_line(error)}): {GET_AGAIN}") from error
 
 
 def arguments_of(state: Mapping[str, Tensor]) -> tuple[str, dict]:
@@ -155,7 +142,8 @@ def _describe(precond: _Object, path: Path) -> EDMNetwork:
     recorded = getattr(model, "_init_kwargs", {})
     if recorded and not getattr(model, "_init_args", ()):
         architecture = model.class_name
-        arguments = {key: value for key, value in recorded.items() if key not in TRAINING_ONLY}
+        plain = json.dumps({key: value for key, value in recorded.items() if key not in TRAINING_ONLY})
+        arguments = json.loads(plain)
     else:
         architecture, arguments = arguments_of(state)
     given = {key: float(getattr(precond, key, default)) for key, default in (("sigma_data", 0.5), ("sigma_min", 0.0))}
@@ -217,7 +205,7 @@ ALLOWED = {
     "torch.storage._load_from_bytes": _load_storage,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "torch.Size": tuple,
+    "torch.Size": lambda sizes: tuple(sizes),
     "collections.OrderedDict": collections.OrderedDict,
     "builtins.set": set,
     "__builtin__.set": set,
@@ -249,8 +237,5 @@ class _Unpickler(pickle.Unpickler):
                 f"{self.path} asks for {module}.{name}, which could run code, so it is not read: "
                 "if you trust its source, convert it with --trust-pickle"
             )
-        return found
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+        # made anew for each pickle, which may set attributes of what it is given
+        return type(name, (found,), {}) if isinstance(found, type) else lambda *arguments: found(*arguments)

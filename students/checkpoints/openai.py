@@ -14,7 +14,7 @@ from students.checkpoints.diffusers_folder import ConsistencyFunction, UNetDenoi
 from students.checkpoints.safetensors_file import load_into
 from students.diffusion.denoiser import EDM
 from students.diffusion.schedules import VE
-from students.errors import FewstepError, WeightsError
+from students.errors import FewstepError, WeightsError, reading
 
 CLASSES = 1000  # of ImageNet
 SIGMA_DATA = 0.5
@@ -82,9 +82,11 @@ def build_openai(state: dict[str, Tensor], network: dict, consistency: bool, pat
 
     if network["image_size"] not in CHANNEL_MULT or not network["resblock_updown"]:
         raise FewstepError(f"{path}: only OpenAI's networks with resblock_updown at 64 and 256 pixels can be read")
-    with torch.device("meta"):
-        unet = UNet2DModel(**_config(network))
-    load_into(unet.to_empty(device="cpu"), _renamed(state, network), path)
+    with reading(path, "state dict of OpenAI's networks"):
+        with torch.device("meta"):
+            unet = UNet2DModel(**_config(network))
+        renamed = _renamed(state, network)
+    load_into(unet, renamed, path)
     unet.eval().requires_grad_(False)
     classes = unet.config.num_class_embeds
     if consistency:
@@ -104,9 +106,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         reason = " ".join(str(error).split())
         reason = next(iter(re.findall(r"Unsupported \w+: \w+ [\w.]+", reason)), reason[:200])
         raise WeightsError(f"{path} is no state dict that can be read without running code ({reason})") from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise WeightsError(f"{path} is no state dict: it must hold tensors by name, and nothing else")
+    if not isinstance(state, dict) or not all(_is_entry(name, value) for name, value in state.items()):
+        raise WeightsError(f"{path} is no state dict: it must hold dense tensors by name, and nothing else")
     return state
+
+
+def _is_entry(name, value) -> bool:
+    return isinstance(name, str) and torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
 
 
 def _attention_levels(network: dict) -> list[bool]:

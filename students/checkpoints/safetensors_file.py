@@ -47,11 +47,11 @@ def save_weights(path: Path, state_dict: dict[str, Tensor], record: dict, half: 
         stored[name] = tensor.contiguous().clone()
     content = save(stored)
     path = Path(path)
-    record = record | {"sha256": hashlib.sha256(content).hexdigest()}
+    text = json.dumps(record | {"sha256": hashlib.sha256(content).hexdigest()}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, content)
-        _write(record_path(path), (json.dumps(record, indent=1) + "\n").encode())
+        _write(record_path(path), text.encode())
     except OSError as error:
         raise WeightsError(f"cannot write {path} ({error.strerror}): make room, or give another folder") from error
 
@@ -78,7 +78,10 @@ def verified_hash(path: Path) -> str:
 
 
 def load_into(module: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
-    """Load every parameter and buffer; raises WeightsError naming the first that does not fit `module`."""
+    """Load every parameter and buffer; raises WeightsError naming the first that does not fit `module`.
+
+    A module on the meta device gets memory on the CPU, once all of them fit.
+    """
     expected = module.state_dict()
     for name, tensor in expected.items():
         if name not in state_dict:
@@ -90,6 +93,8 @@ def load_into(module: nn.Module, state_dict: dict[str, Tensor], path: Path) -> N
         raise _misfit(path, module, problem)
     if surplus := [name for name in state_dict if name not in expected]:
         raise _misfit(path, module, f"hold {surplus[0]!r}, which it has not")
+    if any(tensor.is_meta for tensor in expected.values()):
+        module.to_empty(device="cpu")
     module.load_state_dict(state_dict)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import students
 from students.checkpoints.convert import convert, load_converted
-from students.checkpoints.edm_pickle import arguments_of, build_denoiser, read_edm_pickle
+from students.checkpoints.edm_pickle import ALLOWED, arguments_of, build_denoiser, read_edm_pickle
 from students.errors import FewstepError, WeightsError
 from tests.students import edm_pickles as made
 from tests.students.edm_pickles import ADM, DDPMPP, NCSNPP, SKIPS, Global, denoise, edm_pickle, make_weights
@@ -220,6 +220,60 @@ def test_pickles_of_something_else(tmp_path, content):
     one_line(error)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"model_channels": 10**6},
+        {"num_blocks": 10**8},
+        {"channel_mult": []},
+        {"img_resolution": 1e400},
+        {"img_resolution": 2.5},
+        {"channel_mult": {1, 2}},
+        {"model_channels": torch.ones(1)},
+    ],
+)
+def test_arguments_that_make_no_sense(tmp_path, arguments):
+    weights = make_weights("SongUNet", DDPMPP, 0)
+    path = write(tmp_path / "net.pkl", edm_pickle("SongUNet", DDPMPP | arguments, weights))
+    with pytest.raises(WeightsError, match=r"net\.pkl") as error:
+        convert(path, tmp_path / "net.safetensors")
+    one_line(error)
+    assert not list(tmp_path.glob("net.[!p]*"))
+
+
+@pytest.mark.parametrize("architecture", [["SongUNet"], None])
+def test_an_architecture_that_is_no_name(tmp_path, architecture):
+    path = write(tmp_path / "a.pkl", edm_pickle(architecture, DDPMPP, make_weights("SongUNet", DDPMPP, 0)))
+    with pytest.raises(FewstepError, match=r"a\.pkl"):
+        convert(path, tmp_path / "net.safetensors")
+
+
+def test_a_pickle_changes_no_class_for_the_next(tmp_path):
+    """BUILD with slot state sets attributes of whatever is on the stack, here of a class that is allowed."""
+    build = b"\x80\x02cdnnlib.util\nEasyDict\nN}X\x03\x00\x00\x00getK\x01s\x86b."
+    with pytest.raises(WeightsError):
+        read_edm_pickle(write(tmp_path / "net.pkl", build))
+    assert ALLOWED["dnnlib.util.EasyDict"].get is dict.get
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {1: torch.zeros(2)},
+        {"x": torch.zeros(2).to_sparse()},
+        {"x": torch.zeros(2, device="meta")},
+        {"input_blocks.0.0.weight": torch.zeros(2), "middle_block.1.qkv.weight": torch.zeros(2)},
+        {"input_blocks.0.0.weight": torch.zeros(2), "middle_block.1.qkv.weight": torch.tensor(1.0)},
+    ],
+)
+def test_state_dicts_that_make_no_sense(tmp_path, state):
+    path = tmp_path / "cd_net.pt"
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match=r"cd_net\.pt") as error:
+        convert(path, tmp_path / "net.safetensors")
+    one_line(error)
+
+
 def malicious(kind: str, command: str) -> bytes:
     """A complete checkpoint with a call hidden in it."""
     weights = make_weights("SongUNet", DDPMPP, 0)
@@ -333,7 +387,7 @@ def test_what_cannot_be_converted(tmp_path):
     with pytest.raises(WeightsError, match=r"cannot read .*name the checkpoint to convert"):
         convert(tmp_path / "net.pkl", tmp_path / "net.safetensors")
     torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "net.pt")
-    with pytest.raises(WeightsError, match="not of EDM's family"):
+    with pytest.raises(WeightsError, match="no state dict of EDM's family"):
         convert(tmp_path / "net.pt", tmp_path / "net.safetensors")
     torch.save({"state": {"fc.weight": torch.zeros(3)}}, tmp_path / "net.pt")
     with pytest.raises(WeightsError, match="no state dict"):
