@@ -129,6 +129,8 @@ def _asked(task, arguments):
     """The task with the samples, seed blocks, batch size and extractor of the command line."""
     from bench.plan import resolve_extractor
 
+    if math.isnan(arguments.time_limit):
+        raise FewstepError("--time-limit must be a number of seconds, got nan")
     if arguments.save_images and task.kind != "image":
         raise FewstepError(f"task {task.name!r} has no images: leave --save-images out")
     for key in ("samples", "seed_blocks", "batch_size"):

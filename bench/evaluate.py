@@ -121,7 +121,7 @@ def save_images(images: Tensor, folder: Path, first_seed: int) -> None:
 
 
 class Evaluator:
-    """Computes cells of one task on one device. Data, extractor, reference and students are loaded once.
+    """Computes cells of one task on one device. Extractor, reference and students are loaded once.
 
     Statistics are kept for all metrics of the task and for the `metrics` asked for.
     """
@@ -135,8 +135,8 @@ class Evaluator:
         self._students: dict[str, object] = {}
         self._teacher_samples: dict[tuple, list[Tensor]] = {}
 
-    @cached_property
     def data(self) -> Dataset:
+        """The task's data, loaded when called and kept by nobody: once there are statistics of it, only memory."""
         data = load_data(self.task.data)
         if tuple(data.train.samples.shape[1:]) != self.task.shape:
             raise FewstepError(f"data {self.task.data!r} has shape {tuple(data.train.samples.shape[1:])}, "
@@ -163,16 +163,16 @@ class Evaluator:
 
     @cached_property
     def reference(self) -> Reference:
+        data = self.data()
         return Reference(
-            train=self._real_statistics("train"),
-            heldout=self._real_statistics("heldout"),
-            mixture=self.data.mixture,
+            train=self._real_statistics("train", data.train),
+            heldout=self._real_statistics("heldout", data.heldout),
+            mixture=data.mixture,
             device=self.device,
         )
 
-    def _real_statistics(self, half: str) -> dict[str, FeatureStats]:
+    def _real_statistics(self, half: str, split: Split) -> dict[str, FeatureStats]:
         """Statistics of a half of the data; of a large set of images computed once and kept in the user's cache."""
-        split = getattr(self.data, half)
         if self.task.kind == "vector" or len(split.samples) <= SHARD:
             return self._split_statistics(split)
         key = {"data": self.task.data, "half": half, "code": data_code(self.task.data)}
@@ -210,13 +210,25 @@ class Evaluator:
         for spec in specs:
             if spec != REAL:
                 self.student(spec)
-        self.reference  # noqa: B018
+        if needless := [name for name in self.metrics if self._needs_classes(name) and not self.extractor.has_classes]:
+            raise FewstepError(f"extractor {self.task.extractor!r} has no classes: leave {' and '.join(needless)} out")
+        try:
+            self.reference  # noqa: B018
+        except (FewstepError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if ":" not in (self.task.extractor or ""):
+                raise
+            raise FewstepError(f"extractor {self.task.extractor!r} failed: {one_line(error)}") from error
+
+    def _needs_classes(self, metric: str) -> bool:
+        return not METRICS[metric].needs.keys().isdisjoint(("logits", "agreement"))
 
     def complete(self, cell: Cell, store: Store) -> None:
         """Compute what the store lacks of a claimed cell: all of it, or metrics from its stored statistics."""
         record = store.load(cell.id)
         if record is not None:
-            stored = {path.stem: FeatureStats.load(path) for path in store.path(cell.id).glob("*.safetensors")}
+            stored = self._stored(store.path(cell.id))
             if stored.keys() >= self._collectors().keys() and (not self.save_images or store.has_images(cell.id)):
                 store.update(record | self._metrics(stored, record))
                 return
@@ -249,6 +261,12 @@ class Evaluator:
                 save_images(torch.cat(images), folder / IMAGES, cell.identity["seeds"][0])
 
         store.save(record, write_arrays)
+
+    def _stored(self, folder: Path) -> dict[str, FeatureStats]:
+        try:
+            return {path.stem: FeatureStats.load(path) for path in folder.glob("*.safetensors")}
+        except FewstepError as error:
+            raise FewstepError(f"{error}; delete {folder}, and the same command makes the cell anew") from error
 
     def _reason(self, error: BaseException) -> str:
         """Why a cell failed, in one line; raises FewstepError if it is the device that is gone."""
@@ -445,17 +463,22 @@ class Evaluator:
 
     def _draw_real(self) -> tuple[dict[str, FeatureStats], np.ndarray, dict]:
         """The first `samples` held-out samples, or all of them if they are fewer."""
-        labels = self.data.heldout.labels
-        chosen = slice(self.task.samples)
-        heldout = Split(self.data.heldout.samples[chosen], None if labels is None else labels[chosen])
+        chosen, heldout = slice(self.task.samples), self.data().heldout
+        labels = None if heldout.labels is None else heldout.labels[chosen]
+        heldout = Split(heldout.samples[chosen], labels)
         samples = heldout.samples[: KEPT_SAMPLES[self.task.kind]]
         kept = samples.numpy() if self.task.kind == "image" else samples.float().numpy()
         return self._split_statistics(heldout), kept, {"samples": len(heldout.samples)}
 
     def _collectors(self) -> dict[str, FeatureStats]:
-        """Empty statistics of every representation needed; rows are kept only where a metric needs rows."""
+        """Empty statistics of every representation needed; rows are kept only where a metric needs rows.
+
+        The task's metrics that were not asked for are left out where the extractor cannot give what they need.
+        """
         needs: dict[str, bool] = {}
         for name in {*self.task.metrics, *self.metrics}:
+            if self._needs_classes(name) and not self.extractor.has_classes:
+                continue
             for representation, form in METRICS[name].needs.items():
                 needs[representation] = needs.get(representation, False) or form == "rows"
         return {representation: FeatureStats(keep_rows=rows) for representation, rows in needs.items()}
@@ -477,9 +500,10 @@ class Evaluator:
     def _image_rows(self, samples: Tensor, labels: Tensor | None, needed: Container[str]) -> dict[str, Tensor]:
         images = samples if samples.dtype == torch.uint8 else to_uint8(samples, self.task.rounding)
         features, logits = self.extractor.features(images)
-        if logits is None and ("logits" in needed or "agreement" in needed):
+        if "agreement" in needed and logits.shape[1] != self.task.classes:
             raise FewstepError(
-                f"extractor {self.task.extractor!r} has no classes: leave the metrics 'is' and 'agreement' out"
+                f"extractor {self.task.extractor!r} knows {logits.shape[1]} classes, task {self.task.name!r} has "
+                f"{self.task.classes}: leave the metric 'agreement' out"
             )
         rows = {"features": features, "logits": logits}
         if "samples" in needed:

@@ -96,14 +96,27 @@ def _source(module: str) -> Path | None:
 
 def state_hash(modules: Iterable) -> str:
     """16 hex digits over the parameters and buffers of torch modules."""
-    import torch
-
     sha = hashlib.sha256()
     for module in modules:
         for name, tensor in module.state_dict().items():
             sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            sha.update(_content(tensor))
     return sha.hexdigest()[:16]
+
+
+def tensor_hash(tensors: Iterable) -> str:
+    """16 hex digits over tensors in their order."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(_content(tensor))
+    return sha.hexdigest()[:16]
+
+
+def _content(tensor) -> bytes:
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

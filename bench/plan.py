@@ -66,13 +66,15 @@ def resolve_extractor(task: Task, asked: str | None = None) -> Task:
 
 
 def check_metrics(task: Task, metrics: Sequence[str]) -> None:
-    """Raise FewstepError for a metric that is unknown or made for another kind of task."""
+    """Raise FewstepError for a metric that is unknown, made for another kind of task, or compares with classes."""
     for name in metrics:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
         if METRICS[name].kind != task.kind:
             fitting = ", ".join(key for key, metric in METRICS.items() if metric.kind == task.kind)
             raise FewstepError(f"metric {name!r} needs {METRICS[name].kind} samples; {task.name} has: {fitting}")
+        if "agreement" in METRICS[name].needs and task.classes is None:
+            raise FewstepError(f"metric {name!r} compares with classes, and {task.name} has none: leave it out")
 
 
 def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float32") -> list[Cell]:
@@ -152,7 +154,9 @@ def _distilled_weights(spec: Spec, folder, task: Task) -> dict[str, str]:
 
 def _teacher(name: str) -> dict:
     if ":" in name:
-        return {"name": name, "code": code_hash(name.partition(":")[0])}
+        from bench.loading import teacher_hash
+
+        return {"name": name, "code": code_hash(name.partition(":")[0]), "weights": teacher_hash(name)}
     if name in EXACT:
         return {"name": name, "code": data_code(name)}
     if name not in (*RECIPES, *UNCONDITIONAL):
@@ -162,7 +166,9 @@ def _teacher(name: str) -> dict:
 
 
 def data_code(name: str) -> list[str]:
-    """The hashes of the code that makes a data set."""
+    """The hashes of the code that makes a data set; of a third party's, which may read files, also of the data."""
     if ":" in name:
-        return [code_hash(name.partition(":")[0])]
+        from bench.loading import data_hash
+
+        return [code_hash(name.partition(":")[0]), data_hash(name)]
     return [code_hash("students.data", only=name), code_hash("students.diffusion.analytic")]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from students.errors import FewstepError
 
@@ -77,28 +78,45 @@ class Store:
             lock.release()
 
     def save(self, cell: dict, write_arrays=None) -> None:
-        """Store a claimed cell under `cell["id"]`; `write_arrays(folder)` puts files beside its record."""
+        """Store a claimed cell under `cell["id"]`; `write_arrays(folder)` puts files beside its record.
+
+        Raises FewstepError where the disk is full or the folder cannot be written; no part of the cell is left then.
+        """
         folder = self.path(cell["id"])
         part = folder.with_name(f".part-{cell['id']}")
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        if write_arrays:
-            write_arrays(part)
-        (part / "cell.json").write_text(json.dumps(cell, indent=1) + "\n")
-        for path in part.iterdir():
-            _flush(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-        _flush(self.folder)
+        with self._writing(part):
+            part.mkdir()
+            if write_arrays:
+                write_arrays(part)
+            (part / "cell.json").write_text(json.dumps(cell, indent=1) + "\n")
+            for path in part.iterdir():
+                _flush(path)
+            if folder.exists():
+                shutil.rmtree(folder)
+            part.rename(folder)
+            _flush(self.folder)
 
     def update(self, cell: dict) -> None:
-        """Replace the record of a claimed cell that is already there, keeping its arrays."""
+        """Replace the record of a claimed cell that is already there, keeping its arrays; raises as `save` does."""
         path = self.path(cell["id"]) / "cell.json"
         part = path.with_name(".cell.json.part")
-        part.write_text(json.dumps(cell, indent=1) + "\n")
-        _flush(part)
-        part.replace(path)
+        with self._writing(part):
+            part.write_text(json.dumps(cell, indent=1) + "\n")
+            _flush(part)
+            part.replace(path)
+
+    @contextmanager
+    def _writing(self, part: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            part.unlink(missing_ok=True)
+            raise FewstepError(
+                f"cannot write to {self.folder} ({getattr(error, 'strerror', None) or error}): make room; "
+                "finished cells are kept, and the same command goes on from them"
+            ) from error
 
     def cells(self) -> list[dict]:
         """Every cell of the store, oldest first."""

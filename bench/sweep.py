@@ -72,9 +72,9 @@ def run(
     if todo:
         from bench.evaluate import Evaluator
 
+        store.open()
         evaluator = Evaluator(task, metrics, device, dtype, save_images)
         evaluator.prepare(cell.student for cell in todo)
-        store.open()
     held = 0  # cells in a row that another process holds
     with tqdm(total=len(todo), unit="cell", disable=not todo, dynamic_ncols=True) as bar:
         while todo and time.monotonic() < deadline:

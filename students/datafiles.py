@@ -28,7 +28,7 @@ class MissingFile(FewstepError):
 
 def data_root() -> Path:
     """The folder named by FEWSTEP_DATA, which `--data-root` sets, else ~/.cache/fewstep."""
-    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "fewstep")
+    return Path(os.environ.get(VARIABLE) or _cache())
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,11 @@ def apply_data_root(arguments: argparse.Namespace) -> None:
 
 def reference_folder() -> Path:
     """Where statistics of real data are kept: the user's cache, as a data root may be read-only."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep" / "reference"
+    return _cache() / "reference"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
 
 
 @dataclass(frozen=True)

@@ -238,8 +238,9 @@ def extractor_identity(name: str) -> dict:
     Raises FewstepError for an unknown name, MissingFile or WeightsError for weights that are missing or altered.
     """
     if ":" in name:
-        import_object(name)
-        return {"name": name, "code": code_hash(name.partition(":")[0])}
+        from bench.loading import extractor_hash
+
+        return {"name": name, "code": code_hash(name.partition(":")[0]), "weights": extractor_hash(name)}
     if name not in EXTRACTORS:
         raise unknown("extractor", name, [*EXTRACTORS, "package.module:attribute"])
     entry = EXTRACTORS[name]

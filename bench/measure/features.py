@@ -8,7 +8,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from bench.identity import state_hash
 from bench.measure import EXTRACTORS
 from bench.measure.digits_cnn import DigitsExtractor
-from students.errors import FewstepError, unknown
+from students.errors import FewstepError, one_line, unknown
 from students.registry import import_object
 
 # torch_fidelity.calculate_metrics(feature_extractor="digits-cnn", ...)
@@ -33,11 +33,12 @@ def to_uint8(x: Tensor, rounding: str = "round") -> Tensor:
 class Extractor:
     """A feature extractor of torch-fidelity: its layer for FID as rows, its layer for the inception score as logits.
 
-    name: as asked for. hash: of its weights. batch_size: images it is given at a time, None for all.
+    name: as asked for. hash: of its weights. has_classes: whether it gives logits. batch_size: images it is given at a
+    time, None for all.
     """
 
-    def __init__(self, name: str, module: FeatureExtractorBase, device, digest: str, batch_size: int | None):
-        self.name, self.hash, self.batch_size = name, digest, batch_size
+    def __init__(self, name: str, module: FeatureExtractorBase, device, digest: str, has_classes: bool, batch_size):
+        self.name, self.hash, self.has_classes, self.batch_size = name, digest, has_classes, batch_size
         # on a CPU, convolutions with many channels run half as fast again in this order
         self.module = module.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
         self.device = torch.device(device)
@@ -52,7 +53,7 @@ class Extractor:
             images = images.expand(-1, 3, -1, -1)
         parts = [self.module(part.to(self.device)) for part in images.split(self.batch_size or max(1, len(images)))]
         outputs = [torch.cat(layer).float() for layer in zip(*parts, strict=True)]
-        return outputs[0], outputs[1] if len(outputs) == 2 else None
+        return outputs[0], outputs[1] if self.has_classes else None
 
 
 def load_extractor(name: str, device="cpu") -> Extractor:
@@ -67,12 +68,17 @@ def load_extractor(name: str, device="cpu") -> Extractor:
     cls = import_object(entry.target if entry else name)
     if not (isinstance(cls, type) and issubclass(cls, FeatureExtractorBase)):
         raise FewstepError(f"{name!r} is no feature extractor: give a subclass of torch_fidelity.FeatureExtractorBase")
-    features, logits = (cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc"))
-    layers = [features] if logits == features else [features, logits]
-    if entry is None or entry.ships:
-        module = cls(name, layers)
-        digest = getattr(module, "weights_hash", None) or state_hash([module])
-    else:
-        module = cls(name, layers, feature_extractor_weights_path=entry.weights.fetch())
-        digest = entry.hash()
-    return Extractor(name, module, device, digest, entry.batch_size if entry else None)
+    try:
+        features, logits = (cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc"))
+        layers = [features] if logits == features else [features, logits]
+        if entry is None or entry.ships:
+            module = cls(name, layers)
+            digest = getattr(module, "weights_hash", None) or state_hash([module])
+        else:
+            module = cls(name, layers, feature_extractor_weights_path=entry.weights.fetch())
+            digest = entry.hash()
+    except FewstepError:
+        raise
+    except Exception as error:  # it may be anybody's
+        raise FewstepError(f"cannot load extractor {name!r}: {one_line(error)}") from error
+    return Extractor(name, module, device, digest, len(layers) == 2, entry.batch_size if entry else None)

@@ -124,7 +124,7 @@ def _read(place: Path, sizes: dict[str, int]) -> Statistics | None:
     try:
         files = json.loads((place / RECORD).read_text())["files"]
         whole = files.keys() == sizes.keys() and all(file_hash(_file(place, n)) == sha for n, sha in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise FewstepError(f"the statistics in {place} are cut short or altered: delete that folder to compute them")

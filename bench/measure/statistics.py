@@ -142,7 +142,7 @@ class FeatureStats:
             tensors = load_file(path)
             count, mean, scatter = (tensors[key] for key in ("count", "mean", "scatter"))
         except (OSError, SafetensorError, KeyError) as error:
-            raise FewstepError(f"cannot read statistics from {path} ({error}): compute them again") from error
+            raise FewstepError(f"cannot read statistics from {path} ({error})") from error
         stats = cls(keep_rows="rows" in tensors)
         stats.count = count.item() if count.isinf() else int(count)
         stats._mean, stats._scatter = mean, scatter

@@ -178,13 +178,17 @@ def latency_text(cells: pd.DataFrame) -> str:
 
 
 def footnotes(cells: pd.DataFrame) -> list[str]:
-    """Why cells have no number: `heun 1: ...`, one line a student and reason."""
+    """Why cells have no number: `heun 1: ...`, one line a student and reason; and a floor of fewer samples."""
     table = aggregate(cells)
     missing = table[table["status"] != "ok"]
-    return [
+    notes = [
         f"{student} {', '.join(map(str, rows['steps']))}: {reason or rows['status'].iloc[0]}"
         for (student, reason), rows in missing.groupby(["student", "reason"])
     ]
+    real, students = (cells.loc[chosen, "samples"] for chosen in (cells["student"] == REAL, cells["student"] != REAL))
+    if len(real) and len(students) and real.iloc[0] < students.iloc[0]:
+        notes.append(f"{REAL}: of {real.iloc[0]} held-out samples; with fewer samples the distances are larger")
+    return notes
 
 
 def to_text(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> str:

@@ -31,15 +31,19 @@ def _float64(t) -> Tensor:
 def _remembered(coefficient: Callable) -> Callable:
     """A coefficient computed once for each time: samplers ask for the same few over and over.
 
-    Only for single times in inference mode; elsewhere a time may carry a derivative.
+    Only for single times in inference mode; elsewhere a time may carry a derivative. Each call gives a tensor of its
+    own, as a solver may change it in place.
     """
-    known = functools.lru_cache(maxsize=4096)(coefficient)
+
+    @functools.lru_cache(maxsize=4096)
+    def known(schedule, t: float) -> float:
+        return coefficient(schedule, t).item()
 
     @functools.wraps(coefficient)
     def value(schedule, t) -> Tensor:
-        if torch.is_inference_mode_enabled() and torch.is_tensor(t) and t.ndim == 0 and t.device.type == "cpu":
-            return known(schedule, t.item())
-        return coefficient(schedule, t)
+        if not torch.is_inference_mode_enabled() or not torch.is_tensor(t) or t.ndim or t.device.type != "cpu":
+            return coefficient(schedule, t)
+        return torch.tensor(known(schedule, t.item()), dtype=torch.float64)
 
     return value
 

@@ -131,6 +131,8 @@ BAD = {
     "an option that cannot be read": (["run", "digits", "--students", "ddim:eta={a"], "cannot read the value"),
     "an extractor of vectors": (["run", "gaussians", "--extractor", "inception"], "leave --extractor out"),
     "images of vectors": (["run", "gaussians", "--save-images"], "has no images"),
+    "agreement without classes": (["run", "cifar10", "--metrics", "agreement"], "compares with classes, and cifar10"),
+    "a time limit that is no number": (["run", "digits", "--time-limit", "nan"], "--time-limit must be a number"),
     "an unknown extractor": (["run", "digits", "--extractor", "incepton"], "did you mean 'inception'"),
     "a folder that is not there": (["run", "digits", "--data-root", "nowhere"], "is no folder"),
     "nothing stored": (["leaderboard", "digits"], "has no cells of digits"),

@@ -135,7 +135,7 @@ def test_other_dimensions(tmp_path):
         cached(tmp_path, Source(columns=5))
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "gone", "record"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "gone", "record", "list"])
 def test_altered_files(tmp_path, harm):
     cached(tmp_path, Source())
     (place,) = (path for path in tmp_path.iterdir() if path.is_dir())
@@ -147,7 +147,7 @@ def test_altered_files(tmp_path, harm):
     elif harm == "gone":
         path.unlink()
     else:
-        (place / "record.json").write_text("{}")
+        (place / "record.json").write_text("{}" if harm == "record" else '{"files": []}')
     with pytest.raises(FewstepError, match="are cut short or altered: delete that folder"):
         cached(tmp_path, Source())
     shutil.rmtree(place)

@@ -180,6 +180,13 @@ def test_missing_cells_are_explained(sweep):
     ]
 
 
+def test_a_floor_of_fewer_samples_is_said(sweep):
+    cells = sweep[(sweep["student"] == "real") | (sweep["student"] == "ddim")].copy()
+    assert footnotes(cells) == []
+    cells.loc[cells["student"] == "real", "samples"] = 500
+    assert footnotes(cells) == ["real: of 500 held-out samples; with fewer samples the distances are larger"]
+
+
 def test_text_names_the_protocol_and_fits(sweep):
     text = to_text(sweep, "fd_digits_cnn", BETTER)
     assert "899 samples, 3 seed blocks, guidance 1, float32" in text

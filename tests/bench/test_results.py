@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from safetensors import SafetensorError
 
 from bench.results import Store, frame, latest
 from students.errors import FewstepError
@@ -55,6 +56,25 @@ def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "run").write_text("a file in the way")
     with pytest.raises(FewstepError, match="--out"):
         Store(tmp_path, "t").open()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, error, monkeypatch):
+    store = Store(tmp_path, "t")
+    store.open()
+    store.save(cell())
+
+    def arrays(folder):
+        (folder / "array").write_bytes(b"half of it")
+        raise error
+
+    with pytest.raises(FewstepError, match=r"No space left on device.*make room"):
+        store.save(cell("a2"), arrays)
+    assert [path.name for path in store.folder.iterdir() if not path.name.startswith(".locks")] == ["a1"]
+    monkeypatch.setattr("bench.results._flush", lambda path: (_ for _ in ()).throw(error))
+    with pytest.raises(FewstepError, match=r"No space left on device.*make room"):
+        store.update(cell(status="failed"))
+    assert store.load("a1")["status"] == "ok" and len(list(store.path("a1").iterdir())) == 1
 
 
 def _write_slowly(root, started):
