@@ -1,6 +1,7 @@
 """`students.load`: from a spec to a student that samples."""
 
 import inspect
+import math
 
 import torch
 
@@ -72,10 +73,14 @@ def is_solver(found) -> bool:
 
 
 def _solver_student(solver, parsed: Spec, denoiser, grid, device, options: dict) -> SolverStudent:
-    takes = [key for key in inspect.signature(solver).parameters if key not in (*SOLVER_ARGUMENTS, "noise")]
+    parameters = inspect.signature(solver).parameters
+    takes = [key for key in parameters if key not in (*SOLVER_ARGUMENTS, "noise")]
     known = [*takes, "grid", *GRID_OPTIONS]
     if bad := [key for key in options if key not in known]:
         raise FewstepError(f"{parsed.name!r} takes no option {bad[0]!r}: it takes {', '.join(known)}")
+    numbers = [*GRID_OPTIONS, *(key for key in takes if isinstance(parameters[key].default, int | float))]
+    if bad := [key for key in numbers if not _is_number(options.get(key, 0))]:
+        raise FewstepError(f"{parsed.name!r}: {bad[0]} must be a number, got {options[bad[0]]!r}")
     if (levels := getattr(denoiser, "levels", None)) and not options.keys() & {"grid", *GRID_OPTIONS}:
         return FewStepStudent(denoiser, solver, levels, name=parsed.name, device=device, **options)
     arguments = {
@@ -89,6 +94,10 @@ def _solver_student(solver, parsed: Spec, denoiser, grid, device, options: dict)
     min_steps = parsed.entry.min_steps if parsed.entry else 1
     steps = range(min_steps, MAX_STEPS + 1)
     return SolverStudent(denoiser, solver, supported_steps=steps, **arguments, **options)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
 
 
 def _checked(student, spec: str):

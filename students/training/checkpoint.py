@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from students.errors import FewstepError, WeightsError
 
 PART_BYTES = 15 * 2**20 - 2**16  # with room for the header of a file of at most 15 MiB
 MANIFEST = "checkpoint.json"
+
+_held: dict[Path, FileLock] = {}
 
 
 def save_checkpoint(state: Path, config: dict | None, tensors: dict[str, Tensor], progress: dict) -> None:
@@ -64,6 +67,20 @@ def check_folder(state: Path) -> None:
         raise FewstepError(f"cannot write checkpoints in {state} ({error.strerror}): give another folder") from error
 
 
+def hold(state: Path) -> None:
+    """Keep other processes out of the folder until this one ends; raises FewstepError if one is at work in it."""
+    path = _lock(state)
+    if path not in _held:
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FewstepError(
+                f"another training is at work in {state}: wait for it, or give another --state folder"
+            ) from None
+        _held[path] = lock
+
+
 def load_checkpoint(state: Path, config: dict | None) -> tuple[dict[str, Tensor], dict] | None:
     """The tensors and progress of the newest checkpoint, or None where there is none.
 
@@ -99,12 +116,19 @@ def load_checkpoint(state: Path, config: dict | None) -> tuple[dict[str, Tensor]
 
 
 def remove_checkpoints(state: Path) -> None:
-    """Remove what `save_checkpoint` wrote, and the folder if nothing else is in it."""
+    """Remove what `save_checkpoint` and `hold` wrote, and the folder if nothing else is in it."""
     for folder in _checkpoints(state):
         shutil.rmtree(folder)
     _remove_unfinished(state)
     if state.is_dir() and not any(state.iterdir()):
         state.rmdir()
+    if lock := _held.pop(_lock(state), None):
+        lock.release()
+        _lock(state).unlink(missing_ok=True)
+
+
+def _lock(state: Path) -> Path:
+    return state.resolve().with_name(f".{state.name}.lock")
 
 
 def _checkpoints(state: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from students.base import batch_rows
 from students.errors import FewstepError
-from students.training.checkpoint import check_folder, load_checkpoint, save_checkpoint
+from students.training.checkpoint import check_folder, hold, load_checkpoint, save_checkpoint
 from students.training.ema import EMA
 
 LOG_EVERY = 50
@@ -95,6 +95,8 @@ def train(
     first, before = 0, 0.0
     if state is not None:
         check_folder(state)
+        if processes.is_main_process:
+            hold(state)
         if (found := load_checkpoint(state, config)) is not None:
             tensors, progress = found
             first, before = progress["step"], progress["seconds"]

@@ -128,6 +128,7 @@ BAD = {
     "a device without arithmetic": (["run", "digits", "--device", "meta"], "device 'meta' is not there"),
     "guidance that is no number": (["run", "digits", "--guidance", "nan"], "finite"),
     "an option that is no number": (["run", "digits", "--students", "ddim:eta=.nan"], "finite numbers"),
+    "an option that is text": (["run", "digits", "--students", "ddim:eta=x"], "eta must be a number, got 'x'"),
     "an option that cannot be read": (["run", "digits", "--students", "ddim:eta={a"], "cannot read the value"),
     "an extractor of vectors": (["run", "gaussians", "--extractor", "inception"], "leave --extractor out"),
     "images of vectors": (["run", "gaussians", "--save-images"], "has no images"),

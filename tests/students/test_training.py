@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from students import teachers
@@ -261,6 +262,17 @@ def test_a_checkpoint_of_another_configuration(tmp_path, asked, message):
     assert load_checkpoint(tmp_path, config) is not None
     with pytest.raises(FewstepError, match=message):
         load_checkpoint(tmp_path, asked)
+
+
+def test_a_folder_that_another_training_is_at_work_in(tmp_path):
+    state = tmp_path / "state"
+    with FileLock(tmp_path / ".state.lock"), pytest.raises(FewstepError, match="another training is at work in"):
+        digits_run(state)
+    digits_run(state, time_limit=0.0)
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / ".state.lock").acquire(timeout=0)
+    remove_checkpoints(state)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
