@@ -110,11 +110,13 @@ class ExtractorEntry:
 
     weights: a path, if they ship with their record (`python -m <module>` makes them again), else a DataFile, whose
     path the class takes as `feature_extractor_weights_path`. batch_size: images at a time; None: all it is given.
+    cpu_batch_size: the same on a CPU, where few large images at a time take less memory and no longer.
     """
 
     target: str
     weights: Path | DataFile
     batch_size: int | None = None
+    cpu_batch_size: int | None = None
 
     @property
     def module(self) -> str:
@@ -171,6 +173,7 @@ EXTRACTORS = {
             "6726825d",
         ),
         batch_size=50,
+        cpu_batch_size=10,
     ),
     "inception768": ExtractorEntry(
         "bench.measure.inception:Inception768",
@@ -180,6 +183,7 @@ EXTRACTORS = {
             sha256="9ece067515b930bb024dcfa00b3ca05254dea60252ede7fb72af06dab9897dc5",
         ),
         batch_size=50,
+        cpu_batch_size=10,
     ),
     "cifar_resnet56": ExtractorEntry(
         "bench.measure.cifar_resnet:CifarResNetExtractor",
@@ -209,6 +213,7 @@ EXTRACTORS = {
             "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
         ),
         batch_size=50,
+        cpu_batch_size=10,
     ),
 }
 

@@ -81,4 +81,6 @@ def load_extractor(name: str, device="cpu") -> Extractor:
         raise
     except Exception as error:  # it may be anybody's
         raise FewstepError(f"cannot load extractor {name!r}: {one_line(error)}") from error
-    return Extractor(name, module, device, digest, len(layers) == 2, entry.batch_size if entry else None)
+    on_cpu = torch.device(device).type == "cpu"
+    batch_size = entry and ((on_cpu and entry.cpu_batch_size) or entry.batch_size)
+    return Extractor(name, module, device, digest, len(layers) == 2, batch_size)
