@@ -37,8 +37,9 @@ class Extractor:
     time, None for all.
     """
 
-    def __init__(self, name: str, module: FeatureExtractorBase, device, digest: str, has_classes: bool, batch_size):
-        self.name, self.hash, self.has_classes, self.batch_size = name, digest, has_classes, batch_size
+    def __init__(self, name: str, module: FeatureExtractorBase, device, digest: str, batch_size: int | None):
+        self.name, self.hash, self.batch_size = name, digest, batch_size
+        self.has_classes = len(module.features_list) == 2
         # on a CPU, convolutions with many channels run half as fast again in this order
         self.module = module.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
         self.device = torch.device(device)
@@ -83,4 +84,4 @@ def load_extractor(name: str, device="cpu") -> Extractor:
         raise FewstepError(f"cannot load extractor {name!r}: {one_line(error)}") from error
     on_cpu = torch.device(device).type == "cpu"
     batch_size = entry and ((on_cpu and entry.cpu_batch_size) or entry.batch_size)
-    return Extractor(name, module, device, digest, len(layers) == 2, batch_size)
+    return Extractor(name, module, device, digest, batch_size)
