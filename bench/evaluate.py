@@ -163,10 +163,10 @@ class Evaluator:
 
     @cached_property
     def reference(self) -> Reference:
-        data = self.data()
+        data, with_heldout = self.data(), any(METRICS[name].heldout for name in self._kept_for())
         return Reference(
             train=self._real_statistics("train", data.train),
-            heldout=self._real_statistics("heldout", data.heldout),
+            heldout=self._real_statistics("heldout", data.heldout) if with_heldout else {},
             mixture=data.mixture,
             device=self.device,
         )
@@ -470,15 +470,15 @@ class Evaluator:
         kept = samples.numpy() if self.task.kind == "image" else samples.float().numpy()
         return self._split_statistics(heldout), kept, {"samples": len(heldout.samples)}
 
-    def _collectors(self) -> dict[str, FeatureStats]:
-        """Empty statistics of every representation needed; rows are kept only where a metric needs rows.
+    def _kept_for(self) -> set[str]:
+        """The metrics that statistics are kept for: those asked for, and the task's that the extractor can serve."""
+        names = {*self.task.metrics, *self.metrics}
+        return {name for name in names if not self._needs_classes(name) or self.extractor.has_classes}
 
-        The task's metrics that were not asked for are left out where the extractor cannot give what they need.
-        """
+    def _collectors(self) -> dict[str, FeatureStats]:
+        """Empty statistics of every representation needed; rows are kept only where a metric needs rows."""
         needs: dict[str, bool] = {}
-        for name in {*self.task.metrics, *self.metrics}:
-            if self._needs_classes(name) and not self.extractor.has_classes:
-                continue
+        for name in self._kept_for():
             for representation, form in METRICS[name].needs.items():
                 needs[representation] = needs.get(representation, False) or form == "rows"
         return {representation: FeatureStats(keep_rows=rows) for representation, rows in needs.items()}

@@ -25,7 +25,8 @@ class Metric:
 
     target: "module:function". better: "lower" or "higher", for every column but those in `opposite`.
     needs: representation -> "moments" or "rows". columns: names of the numbers, `{extractor}` where they
-    depend on it (see `metric_columns`). kind: of task, "image" or "vector".
+    depend on it (see `metric_columns`). kind: of task, "image" or "vector". heldout: whether it looks at the
+    held-out half too.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Metric:
     kind: str
     summary: str
     opposite: tuple[str, ...] = ()
+    heldout: bool = False
 
     def compute(self, generated: dict, reference) -> tuple[float, ...]:
         """The numbers, in the order of `columns`."""
@@ -78,6 +80,7 @@ METRICS = {
         Metric(
             "memorisation", "bench.measure.memorisation:memorisation", "lower", {"samples": "rows"},
             ("memorised", "nn_ratio"), _IMAGE, "copies of training images", opposite=("nn_ratio",),
+            heldout=True,
         ),
         Metric(
             "faithfulness", "bench.measure.faithfulness:faithfulness", "lower", {"faithfulness": "moments"},
