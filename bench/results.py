@@ -111,8 +111,10 @@ class Store:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(part, ignore_errors=True)
-            part.unlink(missing_ok=True)
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
             raise FewstepError(
                 f"cannot write to {self.folder} ({getattr(error, 'strerror', None) or error}): make room; "
                 "finished cells are kept, and the same command goes on from them"

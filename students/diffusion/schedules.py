@@ -18,6 +18,7 @@ All functions take t as a number or tensor and compute in float64 on t's device.
 import functools
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +42,10 @@ def _remembered(coefficient: Callable) -> Callable:
 
     @functools.wraps(coefficient)
     def value(schedule, t) -> Tensor:
-        if not torch.is_inference_mode_enabled() or not torch.is_tensor(t) or t.ndim or t.device.type != "cpu":
-            return coefficient(schedule, t)
-        return torch.tensor(known(schedule, t.item()), dtype=torch.float64)
+        if torch.is_inference_mode_enabled() and torch.is_tensor(t) and t.ndim == 0 and t.device.type == "cpu":
+            with suppress(RuntimeError):  # under vmap a time has no value of its own
+                return torch.tensor(known(schedule, t.item()), dtype=torch.float64)
+        return coefficient(schedule, t)
 
     return value
 

@@ -95,6 +95,7 @@ def test_remembered_coefficients_are_those_computed(schedule):
             remembered = [[coefficient(t) for t in times] for _ in range(2)]
             coefficient(times[1]).mul_(2)  # a solver's own affair
             remembered.append([coefficient(t) for t in times])
+            remembered.append(list(torch.vmap(coefficient)(times)))
         for values in remembered:
             torch.testing.assert_close(torch.stack(values), coefficient(times), rtol=1e-15, atol=0)
         t = times[2].clone().requires_grad_()
