@@ -3,8 +3,8 @@
 One evaluation of a small network is some hundred short kernels, and starting them one by one takes longer than
 running them. The compiler fuses them; a CUDA graph starts what is left at once.
 
-On the CPU nothing changes: there channels last gains at batch 1 and loses as much or more at batch 64, and the
-starting of kernels costs next to nothing. The dtype of the parameters is a choice of quality and is left alone.
+On a CPU the starting of kernels costs next to nothing, and channels last gains some 5 % in float32 (between -7 and
+24 % over batches of 1 to 250) and loses 20 % in bfloat16. The dtype of the parameters is a choice of quality and is left alone.
 """
 
 import copy
@@ -20,17 +20,20 @@ MAX_RECORDINGS = 16
 
 
 def accelerate(denoiser):
-    """`denoiser`, its `network` made quick if it lies on a GPU; a denoiser elsewhere, or without one, as it is.
+    """`denoiser`, its `network` made quick on a GPU, and in float32 a little quicker on a CPU; without one, as it is.
 
-    Changes `denoiser.network` in place: its parameters' memory format and its `forward`. Hooks on the denoiser and
-    on the network fire as before, those on layers inside do not. Weights may change later, but must not move to
+    Changes `denoiser.network` in place: its parameters' memory format and, on a GPU, its `forward`. Hooks on the
+    denoiser and on the network fire as before, those on layers inside do not. Weights may change later, but must not move to
     another device or dtype.
     """
     network = getattr(denoiser, "network", None)
     if not isinstance(network, nn.Module) or isinstance(network.forward, QuickForward):
         return denoiser
-    if all(parameter.is_cuda for parameter in network.parameters()):
+    kinds = {(parameter.device.type, parameter.dtype) for parameter in network.parameters()}
+    on_gpu = {device for device, _ in kinds} == {"cuda"}
+    if on_gpu or kinds == {("cpu", torch.float32)}:  # in bfloat16 this order is the slower one on a CPU
         network.to(memory_format=torch.channels_last)
+    if on_gpu:
         network.forward = QuickForward(network.forward)
     return denoiser
 
