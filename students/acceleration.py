@@ -4,7 +4,8 @@ One evaluation of a small network is some hundred short kernels, and starting th
 running them. The compiler fuses them; a CUDA graph starts what is left at once.
 
 On a CPU the starting of kernels costs next to nothing, and channels last gains some 5 % in float32 (between -7 and
-24 % over batches of 1 to 250) and loses 20 % in bfloat16. The dtype of the parameters is a choice of quality and is left alone.
+24 % over batches of 1 to 250) and loses 20 % in bfloat16. The dtype of the parameters is a choice of quality and is
+left alone.
 """
 
 import copy
@@ -23,8 +24,8 @@ def accelerate(denoiser):
     """`denoiser`, its `network` made quick on a GPU, and in float32 a little quicker on a CPU; without one, as it is.
 
     Changes `denoiser.network` in place: its parameters' memory format and, on a GPU, its `forward`. Hooks on the
-    denoiser and on the network fire as before, those on layers inside do not. Weights may change later, but must not move to
-    another device or dtype.
+    denoiser and on the network fire as before, those on layers inside do not. Weights may change later, but must not
+    move to another device or dtype.
     """
     network = getattr(denoiser, "network", None)
     if not isinstance(network, nn.Module) or isinstance(network.forward, QuickForward):
