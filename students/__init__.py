@@ -8,9 +8,9 @@ import importlib
 
 _HOMES = {
     "load": "students.loading",
-    "Student": "students.base",
-    "SolverStudent": "students.base",
-    "count_nfe": "students.base",
+    "Student": "students.student",
+    "SolverStudent": "students.student",
+    "count_nfe": "students.nfe",
     "FewstepError": "students.errors",
     "UnsupportedSteps": "students.errors",
 }

@@ -14,7 +14,7 @@ from students.datafiles import VARIABLE, MissingFile, data_root
 from students.diffusion.analytic import GaussianMixture
 from students.diffusion.schedules import VPLinear
 from students.errors import FewstepError, unknown
-from students.registry import import_object
+from students.spec import import_object
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,18 @@ class Dataset:
     heldout: Split
     classes: int | None = None
     mixture: GaussianMixture | None = None
+
+    @property
+    def prior(self) -> Tensor | None:
+        """(classes,) float64, how often each class is to be drawn: as in the mixture, or in the training half.
+
+        None for data without classes.
+        """
+        if self.classes is None:
+            return None
+        if self.mixture is not None:
+            return self.mixture.prior
+        return self.train.labels.bincount(minlength=self.classes).double()  # type: ignore[union-attr]
 
 
 def digits() -> Dataset:
@@ -64,7 +76,7 @@ def gaussians(conditional: bool = False) -> Dataset:
     # the halves draw from seeds far from those a task evaluates
     halves = [mixture.sample(range(start, start + 10_000)) for start in (2**40, 2**41)]
     splits = [Split(samples, labels if conditional else None) for samples, labels in halves]
-    return Dataset(*splits, classes=8 if conditional else None, mixture=mixture)
+    return Dataset(*splits, classes=8 if conditional else None, mixture=mixture)  # type: ignore[misc, arg-type]
 
 
 def gaussians_cond() -> Dataset:
@@ -94,7 +106,7 @@ def cifar10() -> Dataset:
         Split(torch.from_numpy(half.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(half.targets))
         for half in halves
     ]
-    return Dataset(*splits, classes=10)
+    return Dataset(*splits, classes=10)  # type: ignore[misc, arg-type]
 
 
 def cifar10_problem() -> str:

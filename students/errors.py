@@ -21,6 +21,10 @@ class WeightsError(FewstepError):
     """Weights are missing, cut short, or not those their record describes."""
 
 
+class Stopped(FewstepError):
+    """The time limit came before the last step; the same command goes on from the checkpoint."""
+
+
 def one_line(error: BaseException) -> str:
     """`ValueError: what it says`, without line breaks and not too long."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")

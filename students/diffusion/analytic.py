@@ -17,11 +17,16 @@ from students.diffusion.schedules import Schedule
 
 
 class GaussianMixture(nn.Module):
-    """An exact denoiser `(x, t, labels=None) -> x0` on vectors of size D.
+    """An exact denoiser `(x, t, condition=None) -> x0` on vectors of size D.
 
     weights: (K,). means: (K, D). covariances: (K, D, D). With `conditional`, component k is class k and
-    label K stands for "no class". Computed in float64, returned in the dtype of x.
+    class K stands for "no class". Computed in float64, returned in the dtype of x.
     """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+    axes: Tensor
 
     def __init__(self, weights, means, covariances, schedule: Schedule, conditional: bool = False):
         super().__init__()
@@ -36,12 +41,12 @@ class GaussianMixture(nn.Module):
         self.register_buffer("axes", axes)  # (K, D, D), columns are the axes
 
     @property
-    def prior(self) -> Tensor:
-        """Class probabilities (of a conditional mixture)."""
-        return self.weights
+    def prior(self) -> Tensor | None:
+        """The probabilities of the classes; None for an unconditional mixture."""
+        return None if self.classes is None else self.weights
 
-    def forward(self, x: Tensor, t, labels: Tensor | None = None) -> Tensor:
-        """x: (N, D). t: 0-d or (N,). labels: (N,), only for a conditional mixture."""
+    def forward(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
+        """x: (N, D). t: 0-d or (N,). condition: (N,), only for a conditional mixture."""
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         alpha, sigma = (c(t).reshape(-1, 1, 1) for c in (self.schedule.alpha, self.schedule.sigma))
         noisy_variances = alpha**2 * self.variances + sigma**2  # (1 or N, K, D)
@@ -51,16 +56,16 @@ class GaussianMixture(nn.Module):
             "nke,kde->nkd", along * alpha * self.variances / noisy_variances, self.axes
         )
         log_r = self.weights.log() - 0.5 * (along**2 / noisy_variances + noisy_variances.log()).sum(-1)
-        if labels is not None:
+        if condition is not None:
             components = torch.arange(len(self.weights), device=x.device)
-            other = (labels[:, None] != components) & (labels[:, None] != len(components))
+            other = (condition[:, None] != components) & (condition[:, None] != len(components))
             log_r = log_r.masked_fill(other, -math.inf)
         return torch.einsum("nk,nkd->nd", log_r.softmax(-1), component_mean).to(x)
 
     def sample(self, seeds) -> tuple[Tensor, Tensor]:
         """Exact samples (N, D) float64 and their components (N,), one per seed."""
         noise = SeedNoise(seeds, self.shape, self.means.device, torch.float64)
-        component = noise.labels(self.weights)
+        component = noise.classes(len(self.weights), self.weights)
         along = noise() * self.variances[component].sqrt()
         return self.means[component] + torch.einsum("ne,nde->nd", along, self.axes[component]), component
 

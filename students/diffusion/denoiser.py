@@ -1,17 +1,19 @@
 """A denoiser is a network read as an estimate of the clean image: D(x_t, t) ~ E[x_0 | x_t].
 
-Anything callable as `denoise(x, t, labels=None) -> x0` with a `.schedule` is one. `Denoiser` makes one of
+Anything callable as `denoise(x, t, condition=None) -> x0` with a `.schedule` is one. `Denoiser` makes one of
 a network by its parameterisation; `guided` mixes two evaluations of one into a third.
 """
 
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from students.diffusion.schedules import Schedule
+from students.diffusion.schedules import Schedule, make_schedule, schedule_name
 from students.errors import FewstepError, unknown
 
 
@@ -59,13 +61,13 @@ def consistency_scalings(sigma: Tensor, sigma_min: float, sigma_data: float) -> 
 class Denoiser(nn.Module):
     """A network, a noise schedule and a parameterisation.
 
-    network: called as `network(x, condition)` or, with `classes`, `network(x, condition, labels)`, where
-        label `classes` stands for "no class".
-    prediction: "x0", "eps", "v", "flow", whose network is conditioned on t; or "edm" (`edm_scalings`) and
-        "consistency" (`consistency_scalings`, which are the identity at the data end), whose network is conditioned
-        on log(sigma) / 4 and sees x in VE coordinates, so that it can be read under any schedule (`under`).
+    network: called as `network(x, t)` or, with `classes`, `network(x, t, condition)`, where the class `classes` stands
+        for "no class"; see students/networks/network.py for the contract of those that students are distilled from.
+    prediction: "x0", "eps", "v", "flow", whose network is told t; or "edm" (`edm_scalings`) and "consistency"
+        (`consistency_scalings`, which are the identity at the data end), whose network is told log(sigma) / 4 and sees
+        x in VE coordinates, so that it can be read under any schedule (`under`).
     shape: of one sample, without the batch. classes: how many, or None.
-    The network runs on x in the dtype of its parameters, its condition in float32 or better (bfloat16 cannot
+    The network runs on x in the dtype of its parameters and is told the time in float32 or better (bfloat16 cannot
     tell near noise levels apart); the result comes back in the dtype of x.
     """
 
@@ -88,45 +90,91 @@ class Denoiser(nn.Module):
         self.classes = classes
         self.sigma_data = sigma_data
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None) -> Tensor:
-        """x: (N, *shape). t: 0-d or (N,). labels: (N,) int64, `classes` for none, or None for none at all.
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
+        """x0 (N, *shape) of x (N, *shape) at t, 0-d or (N,).
 
-        numbers: (N, n) for networks that take some, such as a guidance scale or a second time.
+        condition: (N,) int64 classes, `classes` for none, or None for none at all. extra: (N, n) for networks with
+        extra conditioning, such as a guidance scale or a second time.
         """
+        scaled, told, read = self._preconditioned(x, t)
+        return read(self.evaluate(scaled, told, condition, extra))
+
+    def with_features(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """x0, and the hidden states of the network that lead to it (`Network.features`), in one evaluation."""
+        scaled, told, read = self._preconditioned(x, t)
+        f, hidden = self.network(*self._inputs(scaled, told, condition), return_features=True)
+        return read(f.to(x.dtype)), hidden
+
+    def evaluate(self, x: Tensor, t: Tensor, condition: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
+        """The raw network output (N, *shape); t, 0-d or (N,), is what the network is told of the time."""
+        named = {} if extra is None else {"extra": extra.to(x.device, self._precise)}
+        return self.network(*self._inputs(x, t, condition), **named).to(x.dtype)
+
+    def _preconditioned(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """What the network sees of x, what it is told of t, and how its output is read as x0."""
         t = torch.as_tensor(t, dtype=torch.float64)
         if t.ndim:
             t = t.to(x.device)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.prediction in PREDICTIONS:
-            f = self.evaluate(x, t, labels, numbers)
-            return PREDICTIONS[self.prediction](f, x, expand(alpha, x), expand(sigma, x))
+            return x, t, lambda f: PREDICTIONS[self.prediction](f, x, expand(alpha, x), expand(sigma, x))
         sigma = sigma / alpha
         if self.prediction == EDM:
             c_skip, c_out, c_in = edm_scalings(sigma, self.sigma_data)
         else:
             c_skip, c_out, c_in = consistency_scalings(sigma, self.sigma_min, self.sigma_data)
-        f = self.evaluate(x * expand(c_in / alpha, x), sigma.log() / 4, labels, numbers)
-        return expand(c_skip / alpha, x) * x + expand(c_out, x) * f
+        scaled = x * expand(c_in / alpha, x)
+        return scaled, sigma.log() / 4, lambda f: expand(c_skip / alpha, x) * x + expand(c_out, x) * f
+
+    def _inputs(self, x: Tensor, t: Tensor, condition: Tensor | None) -> list[Tensor]:
+        if t.ndim == 0:
+            t = x.new_empty(len(x), dtype=self._precise).fill_(t)
+        inputs = [x.to(self._dtype), t.to(x.device, self._precise)]
+        if self.classes is not None:
+            classes = x.new_full((len(x),), self.classes, dtype=torch.int64) if condition is None else condition
+            inputs.append(classes)
+        return inputs
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    @property
+    def _precise(self) -> torch.dtype:
+        return torch.promote_types(self._dtype, torch.float32)
 
     @property
     def sigma_min(self) -> float:
         """sigma / alpha at the data end of the schedule."""
         return math.exp(-self.schedule.lam(self.schedule.t_min))
 
-    def evaluate(
-        self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
-    ) -> Tensor:
-        """The raw network output."""
-        dtype = next(self.network.parameters()).dtype
-        precise = torch.promote_types(dtype, torch.float32)
-        if condition.ndim == 0:
-            condition = x.new_empty(len(x), dtype=precise).fill_(condition)
-        inputs = [x.to(dtype), condition.to(x.device, precise)]
-        if self.classes is not None:
-            inputs.append(x.new_full((len(x),), self.classes, dtype=torch.int64) if labels is None else labels)
-        if numbers is not None:
-            return self.network(*inputs, numbers=numbers.to(x.device, precise)).to(x.dtype)
-        return self.network(*inputs).to(x.dtype)
+    def record(self) -> dict:
+        """What `from_record` builds an untrained one like this from, as plain JSON."""
+        return {
+            "network": self.network.config,
+            "schedule": {"kind": schedule_name(self.schedule), **asdict(self.schedule)},
+            "prediction": self.prediction,
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "sigma_data": self.sigma_data,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict) -> Self:
+        """Build what `record` describes, its weights still to be loaded; raises FewstepError for an unknown kind."""
+        from students.networks import build_network
+
+        values = {key: value for key, value in record["schedule"].items() if key != "kind"}
+        schedule = make_schedule(record["schedule"]["kind"], **values)
+        rest = {key: record[key] for key in ("prediction", "shape", "classes", "sigma_data")}
+        return cls(build_network(record["network"]), schedule, **rest)
+
+
+def unconditional(denoiser: Denoiser) -> Denoiser:
+    """The "no class" side of a class-conditional denoiser; it shares the parameters."""
+    view = copy.copy(denoiser)
+    view.classes = None
+    return view
 
 
 def under(denoiser, kind: type[Schedule]):
@@ -140,32 +188,31 @@ def under(denoiser, kind: type[Schedule]):
             f"a {denoiser.prediction!r} network knows one schedule only, this needs {kind.__name__}: "
             "take a teacher with EDM's preconditioning"
         )
-    schedule, other = denoiser.schedule, kind()
+    schedule, other = denoiser.schedule, kind()  # type: ignore[call-arg]
     t_min, t_max = other.time(schedule.lam([schedule.t_min, schedule.t_max])).tolist()
     view = copy.copy(denoiser)
     view.schedule = kind(t_min=t_min, t_max=t_max)
     return view
 
 
-def guided(denoise, labels: Tensor | None, scale: float | Tensor):
+def guided(denoise, condition: Tensor | None, scale: float | Tensor):
     """Classifier-free guidance, eps_u + w (eps_c - eps_u), written for x0 [2207.12598].
 
     x0 is affine in eps at fixed x and t, so the same mixture holds for both. w = 1 is the plain
     conditional denoiser at one evaluation; any other w costs two, in one batch of 2N. A tensor of scales has a shape
-    that multiplies x. `.rows(index)` is the
-    same for a part of the batch, with that part's labels.
+    that multiplies x. `.rows(index)` is the same for a part of the batch, with that part's conditions.
     """
 
     def plain(x: Tensor, t: Tensor) -> Tensor:
-        return denoise(x, t, labels)
+        return denoise(x, t, condition)
 
     def mixed(x: Tensor, t: Tensor) -> Tensor:
-        both = torch.cat([torch.full_like(labels, denoise.classes), labels])
+        both = torch.cat([torch.full_like(condition, denoise.classes), condition])  # type: ignore[arg-type, list-item]
         times = t.repeat(2) if t.ndim else t
         without, with_class = denoise(torch.cat([x, x]), times, both).chunk(2)
         return without + scale * (with_class - without)
 
     result = mixed if torch.is_tensor(scale) or scale != 1 else plain
-    result.schedule = denoise.schedule
-    result.rows = lambda index: guided(denoise, None if labels is None else labels[index], scale)
+    result.schedule = denoise.schedule  # type: ignore[attr-defined]
+    result.rows = lambda index: guided(denoise, None if condition is None else condition[index], scale)  # type: ignore[attr-defined]
     return result

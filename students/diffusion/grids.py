@@ -74,7 +74,12 @@ def make_grid(
     t_max = schedule.t_max if t_max is None else t_max
     t_min = schedule.t_min if t_min is None else t_min
     if not isinstance(grid, str):
-        times = torch.as_tensor(grid, dtype=torch.float64)
+        try:
+            times = torch.as_tensor(grid, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise FewstepError(f"a grid is a name or a list of times, not {grid!r}") from error
+        if times.ndim != 1:
+            raise FewstepError(f"a grid is a name or a list of times, not {grid!r}")
         if len(times) != n_steps + 1:
             raise FewstepError(f"a grid of {len(times)} times makes {len(times) - 1} steps, not {n_steps}")
     elif grid not in GRIDS:

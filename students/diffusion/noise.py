@@ -74,8 +74,12 @@ class SeedNoise:
         values = normals(self.seeds[rows], self._draws[rows], math.prod(self.shape))
         return values.to(self.dtype).unflatten(1, self.shape)
 
-    def labels(self, prior: Tensor) -> Tensor:
-        """One class per seed, drawn from `prior` (class probabilities); independent of the noise."""
+    def classes(self, count: int, prior: Tensor | None = None) -> Tensor:
+        """(len(seeds),) classes, one of `count` a seed, independent of the noise.
+
+        prior: (count,) probabilities, up to a factor; None for equal ones.
+        """
         u = uniforms(self.seeds, torch.zeros_like(self.seeds), 1, LABEL)
+        prior = torch.ones(count) if prior is None else torch.as_tensor(prior)
         edges = prior.to(u).cumsum(0) / prior.sum().to(u)
-        return torch.searchsorted(edges, u[:, 0]).clamp(max=len(prior) - 1)
+        return torch.searchsorted(edges, u[:, 0]).clamp(max=count - 1)

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from students.errors import unknown
+
 
 def _float64(t) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64)
@@ -178,3 +180,18 @@ class Flow(Schedule):
 
 
 SCHEDULES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "ve": VE, "flow": Flow}
+
+
+def schedule_name(schedule: Schedule) -> str:
+    """The name in SCHEDULES of a schedule's kind; raises FewstepError for one that is not there."""
+    for name, kind in SCHEDULES.items():
+        if type(schedule) is kind:
+            return name
+    raise unknown("schedule", type(schedule).__name__, SCHEDULES)
+
+
+def make_schedule(name: str, **arguments) -> Schedule:
+    """A schedule by its name in SCHEDULES; raises FewstepError for an unknown one."""
+    if name not in SCHEDULES:
+        raise unknown("schedule", name, SCHEDULES)
+    return SCHEDULES[name](**arguments)

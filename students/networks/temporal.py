@@ -4,16 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
-from students.errors import FewstepError
-from students.networks.mlp import MLP
-from students.networks.unet import UNet
-
 
 class TemporalConvolution(nn.Module):
     """u + LeakyReLU(F^-1(R F u)): a convolution over the M states that are in a row in the batch (DSNO [2211.13449]).
 
     F is the real Fourier transform over the states, R a complex matrix, channels to channels, for each of the lowest
-    `modes` frequencies; the others are dropped. R is zero before training, and the layer the identity.
+    `modes` frequencies; the others are dropped. R is zero before training, and the layer the identity. Computed in
+    float32 or better.
     """
 
     def __init__(self, channels: int, states: int, modes: int):
@@ -23,39 +20,20 @@ class TemporalConvolution(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """u: (N * M, C, ...)."""
-        spectrum = torch.fft.rfft(u.float().reshape(-1, self.states, *u.shape[1:]), dim=1)
-        weight = torch.view_as_complex(self.weight.float())
+        precise = torch.promote_types(u.dtype, torch.float32)
+        spectrum = torch.fft.rfft(u.to(precise).reshape(-1, self.states, *u.shape[1:]), dim=1)
+        # contiguous, as a network with channels last keeps all its tensors of four dimensions in another order
+        weight = torch.view_as_complex(self.weight.to(precise).contiguous())
         spectrum = torch.einsum("nmi...,mio->nmo...", spectrum[:, : len(weight)], weight)
         return u + leaky_relu(torch.fft.irfft(spectrum, n=self.states, dim=1).reshape(u.shape)).to(u)
 
 
 class TemporalLayer(nn.Module):
-    """A layer of a network, and a temporal convolution of what it computes."""
+    """A residual block of a network, and a temporal convolution of what it computes."""
 
-    def __init__(self, layer: nn.Module, channels: int, states: int, modes: int):
+    def __init__(self, layer: nn.Module, convolution: TemporalConvolution):
         super().__init__()
-        self.layer = layer
-        self.convolution = TemporalConvolution(channels, states, modes)
+        self.layer, self.convolution = layer, convolution
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.convolution(self.layer(*inputs))
-
-
-def along_time(network: nn.Module, states: int, modes: int = 2) -> nn.Module:
-    """Put a temporal convolution after each residual block of a UNet, or residual layer of an MLP, in place.
-
-    The network then takes batches of N * M rows, the `states` M of a trajectory in a row. Raises FewstepError for
-    other networks.
-    """
-    if isinstance(network, UNet):
-        unet = network.network
-        groups = [block.resnets for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
-        widths = lambda block: block.out_channels
-    elif isinstance(network, MLP):
-        groups, widths = [network.layers], lambda layer: layer[-1].out_features
-    else:
-        raise FewstepError(f"{type(network).__name__} has no place for temporal layers: start from a UNet or an MLP")
-    for group in groups:
-        for i, block in enumerate(group):
-            group[i] = TemporalLayer(block, widths(block), states, modes)
-    return network

@@ -1,23 +1,85 @@
-"""The U-Net that ships: `diffusers.UNet2DModel` on pixel-unshuffled images, conditioned on noise level and class."""
+"""`diffusers.UNet2DModel` as a network, and on pixel-unshuffled images the U-Net that ships."""
 
-from contextlib import contextmanager
+from collections.abc import Iterator
 
-import torch
 from diffusers import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from students.networks.embedding import NumberEmbedding
+from students.networks.network import Network, plain
 
 
-class UNet(nn.Module):
-    """`network(x, condition, labels, numbers)` in EDM's form: x (N, C, H, W), condition (N,) = log(sigma) / 4.
+class UNet2D(Network):
+    """A `UNet2DModel` of diffusers, run part by part. x: (N, C, H, W). Its timestep is scale * t + shift.
 
-    patch: each patch x patch square of pixels becomes channels, so that a small image costs few operations
-    for its parameters. channels: width at each resolution, halved from one to the next. classes: None or
-    their number; label `classes`, or no labels at all, means "no class" (for classifier-free guidance).
-    numbers: (N, n) further inputs that join the noise level, once `take_numbers` has made room for them.
+    unet: with positional embedding of the timestep and without skips of images. classes: as many as it has, or one
+    less where the last stands for "no class".
     """
+
+    kind = "unet2d"
+
+    def __init__(self, unet: UNet2DModel, classes: int | None, scale: float = 1.0, shift: float = 0.0):
+        own = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+        super().__init__(own | {"classes": classes, "scale": scale, "shift": shift})
+        self.network, self.classes, self.scale, self.shift = unet, classes, scale, shift
+        self.emb_channels = unet.time_embedding.linear_2.out_features
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        return self.network.conv_out
+
+    def residual_blocks(self) -> Iterator[tuple[nn.ModuleList, int, int]]:
+        unet = self.network
+        for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+            for i, block in enumerate(part.resnets):
+                yield part.resnets, i, block.out_channels
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return self.scale * t + self.shift
+
+    def set_dropout(self, p: float) -> None:
+        """That of the residual blocks, as UNet2DModel's own argument; attention has none."""
+        for module in self.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.dropout.p = p
+        self.arguments["dropout"] = p
+
+    def forward(self, x, t, condition=None, extra=None, return_features=False):
+        unet = self.network
+        emb = self.add_to_embedding(unet.time_embedding(unet.time_proj(self.timestep(t)).to(unet.dtype)), extra)
+        if self.classes is not None:
+            emb = emb + unet.class_embedding(self.classes_of(condition, x))
+        h = unet.conv_in(2 * x - 1 if unet.config.center_input_sample else x)
+        skips = (h,)
+        for block in unet.down_blocks:
+            h, more = block(h, emb)
+            skips += more
+        h = unet.mid_block(h, emb)
+        features = [h]
+        for block in unet.up_blocks:
+            depth = len(block.resnets)
+            h, skips = block(h, skips[-depth:], emb), skips[:-depth]
+            features.append(h)
+        features[-1] = unet.conv_act(unet.conv_norm_out(h))
+        out = unet.conv_out(features[-1])
+        return (out, features) if return_features else out
+
+
+def build_unet2d(classes: int | None, scale: float, shift: float, **config) -> UNet2D:
+    """The network of a configuration of diffusers, untrained."""
+    return UNet2D(UNet2DModel(**config), classes, scale, shift)
+
+
+class UNet(UNet2D):
+    """A `UNet2DModel` on x (N, C, H, W), whose squares of patch x patch pixels become channels; t = log(sigma) / 4.
+
+    Patches make a network for small images take few operations for its parameters. channels: width at each resolution,
+    halved from one to the next. layers: residual blocks at each. classes: None or their number; one more is known, for
+    "no class". dropout: of the residual blocks. attention: in the middle.
+    """
+
+    kind = "unet"
 
     def __init__(
         self,
@@ -29,10 +91,8 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         attention: bool = False,
     ):
-        super().__init__()
-        self.patch = patch
-        self.classes = classes
-        self.network = UNet2DModel(
+        arguments = dict(locals())
+        unet = UNet2DModel(
             sample_size=shape[1] // patch,
             in_channels=shape[0] * patch**2,
             out_channels=shape[0] * patch**2,
@@ -46,36 +106,14 @@ class UNet(nn.Module):
             attention_head_dim=16,
             num_class_embeds=None if classes is None else classes + 1,
         )
-        self.numbers = None
+        super().__init__(unet, classes)
+        self.arguments, self.patch = plain(arguments), patch
 
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.network.conv_out
+    def timestep(self, t: Tensor) -> Tensor:
+        """The sinusoidal embedding is made for timesteps up to 1000; log(sigma) / 4 spans about -2 to 2."""
+        return (t + 2) * 250
 
-    def take_numbers(self, n: int) -> None:
-        """Make room for n further inputs, such as a guidance scale or a second time; the output stays what it was."""
-        self.numbers = NumberEmbedding(n, self.network.time_embedding.linear_2.out_features)
-
-    def forward(
-        self, x: Tensor, condition: Tensor, labels: Tensor | None = None, numbers: Tensor | None = None
-    ) -> Tensor:
-        # the sinusoidal embedding is made for timesteps up to 1000; log(sigma) / 4 spans about -2 to 2
-        timestep = (condition + 2) * 250
-        if labels is None and self.classes is not None:
-            labels = torch.full((len(x),), self.classes, device=x.device)
-        with self._added(numbers):
-            out = self.network(pixel_unshuffle(x, self.patch), timestep, labels).sample
-        return pixel_shuffle(out, self.patch)
-
-    @contextmanager
-    def _added(self, numbers: Tensor | None):
-        """Add the embedded numbers to the embedding of time, which UNet2DModel computes itself."""
-        if self.numbers is None:
-            yield
-            return
-        embedded = self.numbers(numbers.to(self.network.dtype))
-        hook = self.network.time_embedding.register_forward_hook(lambda module, args, output: output + embedded)
-        try:
-            yield
-        finally:
-            hook.remove()
+    def forward(self, x, t, condition=None, extra=None, return_features=False):
+        out, features = super().forward(pixel_unshuffle(x, self.patch), t, condition, extra, True)
+        out = pixel_shuffle(out, self.patch)
+        return (out, features) if return_features else out

@@ -1,10 +1,13 @@
 """Ancestral sampling: each step draws from the posterior q(x_t | x_s, x_0) with the estimate D in place of x_0."""
 
+from typing import Annotated
+
 from torch import Tensor
 
 from students.errors import unknown
+from students.options import Choices
 
-VARIANCES = ("small", "large")
+VARIANCES = Choices("small", "large")
 
 
 def posterior_mean(schedule, x: Tensor, x0: Tensor, s, t) -> Tensor:
@@ -17,7 +20,9 @@ def posterior_mean(schedule, x: Tensor, x0: Tensor, s, t) -> Tensor:
     return c * x + (alpha_t - alpha_s * c) * x0
 
 
-def ddpm(denoise, x: Tensor, times: Tensor, *, noise, variance: str = "small") -> Tensor:
+def ddpm(
+    denoise, x: Tensor, times: Tensor, *, noise, callback=None, variance: Annotated[str, VARIANCES] = "small"
+) -> Tensor:
     """DDPM's sampler (Ho et al. 2020 [2006.11239], Alg. 2) on any grid and schedule. One evaluation a step.
 
     x_t = E[x_t | x_s, x_0 = D] + std n, without noise in the last step, where
@@ -32,8 +37,11 @@ def ddpm(denoise, x: Tensor, times: Tensor, *, noise, variance: str = "small") -
         raise unknown("variance", variance, VARIANCES)
     schedule = denoise.schedule
     for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
-        x = posterior_mean(schedule, x, denoise(x, s), s, t)
+        x0 = denoise(x, s)
+        x = posterior_mean(schedule, x, x0, s, t)
         if i < len(times) - 2:
             r = schedule.alpha(s) * schedule.sigma(t) / (schedule.alpha(t) * schedule.sigma(s))
             x = x + schedule.sigma(t if variance == "small" else s) * (1 - r**2).sqrt() * noise()
+        if callback:
+            callback(i, t, x, x0)
     return x

@@ -8,6 +8,7 @@ DEIS extrapolates d by the Lagrange polynomial through its last values, and inte
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from students.errors import FewstepError
+from students.options import Range
 from students.solvers.euler import corrected_step, slope
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
@@ -33,21 +35,31 @@ def lagrange_basis(past: Sequence[float], end: float) -> list[Polynomial]:
 
 
 def multistep(
-    denoise, x: Tensor, times: Tensor, order: int, weights: Callable[..., Sequence[float]], history=()
+    denoise,
+    x: Tensor,
+    times: Tensor,
+    order: int,
+    weights: Callable[..., Sequence[float]],
+    history=(),
+    callback=None,
+    first: int = 0,
 ) -> Tensor:
     """Adams-Bashforth in straight coordinates: z_t = z_s + (u_t - u_s) sum_j w_j d_j; one evaluation a step.
 
     `weights(schedule, past, t)`, which sum to 1, are for the slopes at the times `past`, newest first: `order`
     of them, or as many as there are. history: (time, slope) of evaluations before this call, newest first.
+    first: the index that the callback is given for the first step.
     """
     schedule = denoise.schedule
-    for s, t in times.unfold(0, 2, 1):
+    for i, (s, t) in enumerate(times.unfold(0, 2, 1), start=first):
         x0 = denoise(x, s)
         d = slope(schedule, x, x0, s)
         history = [(s, d), *history][:order]
         w = weights(schedule, torch.stack([time for time, _ in history]), t)
         correction = sum(w_j * (d_j - d) for w_j, (_, d_j) in zip(w[1:], history[1:], strict=True))
         x = corrected_step(schedule, x, x0, correction, s, t)
+        if callback:
+            callback(i, t, x, x0)
     return x
 
 
@@ -68,7 +80,9 @@ def deis_weights(schedule, past: Tensor, t: Tensor) -> list[float]:
     return [1 + integrals[0], *integrals[1:]]
 
 
-def deis(denoise, x: Tensor, times: Tensor, *, noise=None, order: int = 3) -> Tensor:
+def deis(
+    denoise, x: Tensor, times: Tensor, *, noise=None, callback=None, order: Annotated[int, Range(0, 3)] = 3
+) -> Tensor:
     """tAB-DEIS ([2204.13902]) with a polynomial of degree `order`, 0 to 3, in time. NFE n.
 
     Order 0 is DDIM; order r converges as 1 / n^(r + 1). The first steps have the orders 0, 1, ... that their
@@ -79,4 +93,4 @@ def deis(denoise, x: Tensor, times: Tensor, *, noise=None, order: int = 3) -> Te
     """
     if order not in (0, 1, 2, 3):
         raise FewstepError(f"order {order!r} is not one DEIS has: choose 0, 1, 2 or 3")
-    return multistep(denoise, x, times, order + 1, deis_weights)
+    return multistep(denoise, x, times, order + 1, deis_weights, callback=callback)

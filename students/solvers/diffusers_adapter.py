@@ -12,118 +12,28 @@ import json
 import math
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from students.base import Student, as_module
 from students.diffusion.denoiser import guided
 from students.diffusion.schedules import SCHEDULES
 from students.errors import FewstepError, UnsupportedSteps, unknown
-
-# Passed to every scheduler whose constructor takes them: the defaults differ class by class.
-EXPLICIT = {
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "trailing",
-    "timestep_type": "discrete",
-    "interpolation_type": "linear",
-    "steps_offset": 0,
-    "set_alpha_to_one": False,
-    "final_sigmas_type": "sigma_min",
-    "lower_order_final": True,
-    "clip_sample": False,
-    "clip_denoised": False,
-    "thresholding": False,
-    "rescale_betas_zero_snr": False,
-    "snr_shift_scale": 1.0,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "use_flow_sigmas": False,
-    "use_dynamic_shifting": False,
-    "invert_sigmas": False,
-    "shift": 1.0,
-    "flow_shift": 1.0,
-}
-# With flow sigmas "sigma_min" would repeat the last noise level.
-EXPLICIT_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "final_sigmas_type": "zero"}
-# The grid of the EDM schedulers already contains sigma_min.
-EXPLICIT_EDM = {"final_sigmas_type": "zero", "sigma_data": 0.5}
-FROM_SCHEDULE = {"use_flow_sigmas", "invert_sigmas", "trained_betas"}
-
-FLOW_ONLY = {
-    "FlowMapEulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-    "HeliosScheduler",
-    "LTXEulerAncestralRFScheduler",
-    "MiniMaxH3Scheduler",
-}
-
-_TOKENS = "it steps discrete tokens, not images"
-_INVERSE = "it steps from data to noise"
-_FIXED = "its betas are fixed and cannot be those of another schedule"
-REFUSED = {
-    "AmusedScheduler": _TOKENS,
-    "BlockRefinementScheduler": _TOKENS,
-    "ConsistencyDecoderScheduler": _FIXED,
-    "DDIMInverseScheduler": _INVERSE,
-    "DDPMWuerstchenScheduler": _FIXED,
-    "DPMSolverMultistepInverseScheduler": _INVERSE,
-    "DiscreteDDIMScheduler": _TOKENS,
-    "EntropyBoundScheduler": _TOKENS,
-    "HeliosDMDScheduler": "its step needs the noise and the grid of a staged video pipeline",
-    "KarrasVeScheduler": "diffusers has removed it",
-    "PiflowScheduler": "it needs a network that predicts a whole policy, not a denoiser",
-    "RFD4ProteinaScheduler": "it steps protein coordinates, not images",
-    "RePaintScheduler": "it inpaints: a step needs an image and a mask",
-    "ScoreSdeVeScheduler": "it has no step(): it is driven by separate predictor and corrector calls",
-    "UnCLIPScheduler": _FIXED,
-    "VQDiffusionScheduler": _TOKENS,
-}
-
-FEWEST_STEPS = {"PNDMScheduler": 4}
-ENDS_WITH_DATA = {"LTXEulerAncestralRFScheduler", "SCMScheduler"}  # their last timestep is no evaluation
-
-
-def scheduler_names() -> list[str]:
-    """The scheduler classes of the installed `diffusers` that can step a denoiser; imports none of them."""
-    import diffusers
-
-    return sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and name not in REFUSED)
-
-
-def scheduler_class(name: str) -> type:
-    """The class of that name. Raises FewstepError if it is unknown, refused or lacks a package."""
-    import diffusers
-
-    if name in REFUSED:
-        raise FewstepError(f"{name} cannot step a denoiser, {REFUSED[name]}: take another scheduler")
-    if name not in scheduler_names():
-        raise unknown("diffusers scheduler", name, scheduler_names())
-    cls = getattr(diffusers, name)
-    if ".dummy_" in cls.__module__:
-        raise FewstepError(f"{name} needs a package that is not installed: pip install {' '.join(cls._backends[1:])}")
-    return cls
-
-
-def schedule_kind(schedule) -> str:
-    """Which of alpha^2 + sigma^2 ("vp"), alpha ("ve") and alpha + sigma ("flow") is 1 at all times."""
-    t = torch.linspace(schedule.t_min, schedule.t_max, 5, dtype=torch.float64)
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    for kind, one in {"vp": alpha**2 + sigma**2, "ve": alpha, "flow": alpha + sigma}.items():
-        if torch.allclose(one, torch.ones_like(one), atol=1e-6, rtol=0):
-            return kind
-    raise FewstepError(f"diffusers has no scheduler for {type(schedule).__name__}: use a VP, VE or flow schedule")
-
-
-def trained_betas(schedule, n: int) -> list[float]:
-    """The betas whose running product prod(1 - beta_i) is alpha(t_i)^2 at n even times from t_min to t_max."""
-    alpha2 = schedule.alpha(torch.linspace(schedule.t_min, schedule.t_max, n, dtype=torch.float64)) ** 2
-    return (1 - alpha2 / torch.cat([torch.ones_like(alpha2[:1]), alpha2[:-1]])).tolist()
+from students.models.teacher import as_teacher
+from students.solvers.diffusers_schedulers import (
+    ENDS_WITH_DATA,
+    EXPLICIT,
+    EXPLICIT_EDM,
+    EXPLICIT_FLOW,
+    FEWEST_STEPS,
+    FLOW_ONLY,
+    FROM_SCHEDULE,
+    schedule_kind,
+    scheduler_class,
+    trained_betas,
+)
+from students.student import Student, device_of
 
 
 class _BrownianPath:
@@ -145,7 +55,7 @@ class _BrownianPath:
 @contextmanager
 def _noise_from(draw, scheduler):
     """Let the scheduler take all its noise from `draw()`, by replacing the two sources its module has."""
-    module = sys.modules[type(scheduler).__module__]
+    module: Any = sys.modules[type(scheduler).__module__]
     if hasattr(scheduler, "noise_sampler"):
         scheduler.noise_sampler = _BrownianPath(draw)
     if not hasattr(module, "randn_tensor"):
@@ -160,12 +70,12 @@ def _noise_from(draw, scheduler):
 
 
 class DiffusersStudent(Student):
-    """A denoiser stepped by a scheduler of `diffusers`; options go to its constructor, or to its `step`.
+    """A teacher stepped by a scheduler of `diffusers`; options go to its constructor, or to its `step`.
 
-    scheduler: a class name, "UniPCMultistepScheduler". Betas, spacing and prediction type are always given, so that
-    no class falls back on its own default: betas from the denoiser's schedule, spacing "trailing", prediction
-    "epsilon" (flow: the velocity), no clipping, the last step to t_min where the class has a choice. `options` holds
-    the whole resolved configuration.
+    denoiser: a Teacher, or a denoiser (students/diffusion/denoiser.py). scheduler: a class name,
+    "UniPCMultistepScheduler". Betas, spacing and prediction type are always given, so that no class falls back on its
+    own default: betas from the denoiser's schedule, spacing "trailing", prediction "epsilon" (flow: the velocity), no
+    clipping, the last step to t_min where the class has a choice. `options` holds the whole resolved configuration.
 
     Which schedule: classes with betas run on VP schedules, and on flow schedules where they offer `use_flow_sigmas`;
     EDM and consistency-model classes (sigma_min, sigma_max, sigma_data) on VE and VP; FlowMatch and its kin on flow.
@@ -178,20 +88,22 @@ class DiffusersStudent(Student):
     """
 
     family = "solver"
+    denoiser: Any
 
-    def __init__(self, denoiser, scheduler: str, shape=None, *, name=None, device="cpu", **options):
+    def __init__(self, denoiser, scheduler: str, shape=None, *, name=None, device=None, **options):
+        teacher = as_teacher(denoiser)
         self.name = name or f"diffusers:{scheduler}"
         self.scheduler = scheduler
-        self._class = scheduler_class(scheduler)
-        self._family = self._find_family(denoiser.schedule)
-        self.denoiser = as_module(denoiser).to(device)
-        self.shape = tuple(shape or denoiser.shape)
-        self.classes = getattr(denoiser, "classes", None)
-        self.prior = getattr(denoiser, "prior", None)
-        self.device = torch.device(device)
+        self._class: type[Any] = scheduler_class(scheduler)
+        self._family = self._find_family(teacher.schedule)
+        self.denoiser, self.prior, self.classes = teacher.denoiser, teacher.prior, teacher.classes
+        self.guidable = teacher.has_no_class
+        self.shape = tuple(shape or teacher.shape)
+        self.device = device_of(self.denoiser) if device is None else torch.device(device)
+        self.denoiser.to(self.device)
         self._init_options, self._step_options = self._resolve(options)
         self.supported_steps = self._step_range()
-        self._runs = set()
+        self._runs: set[int] = set()
         try:
             self._unused = self._construct()
             self._dry_run(10)
@@ -305,6 +217,8 @@ class DiffusersStudent(Student):
 
     def check(self, n_steps, guidance=1.0):
         super().check(n_steps, guidance)
+        if guidance != 1 and not self.guidable:
+            raise FewstepError(f"{self.name} was trained without label dropout: leave guidance at 1")
         if n_steps not in self._runs:
             try:
                 self._dry_run(n_steps)
@@ -320,8 +234,8 @@ class DiffusersStudent(Student):
             raise UnsupportedSteps(f"{self.name} gives non-finite values in {n_steps} steps: choose another count")
         self._runs.add(n_steps)
 
-    def generate(self, n_steps, noise, labels, guidance):
-        denoise = guided(self.denoiser, labels, guidance)
+    def generate(self, n_steps, noise, conditions, guidance):
+        denoise = guided(self.denoiser, conditions, guidance)
         shape = (len(noise.seeds), *self.shape, *[1] * (3 - len(self.shape)))  # schedulers expect images
 
         def denoise_image(x: Tensor, t: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ shared with UniPC.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from students.options import Range
 from students.solvers.dpm_solver import check_order, first_order_steps, has_infinite_end, time_between
 from students.solvers.euler import euler_step
 
@@ -27,6 +29,7 @@ def multistep(
     order: int,
     lower_order_final: bool,
     correct: Callable[..., Tensor] | None = None,
+    callback=None,
 ) -> Tensor:
     """The loop of a multistep solver; one evaluation a step, NFE n.
 
@@ -35,21 +38,27 @@ def multistep(
     step to sigma = 0. An evaluation at lam = -inf (alpha = 0) tells nothing of the slope in lam: the step
     that starts there is of order 1, and later steps do not look back to it.
 
-    correct(schedule, x, history, s, t, x0_t) takes the same step again once x0 at its end is known.
+    correct(schedule, x, history, s, t, x0_t) takes the same step again once x0 at its end is known; the callback
+    sees the step then.
     """
     schedule = denoise.schedule
     history: History = []
     step = None
-    pairs = times.unfold(0, 2, 1)
-    for steps_left, (s, t) in zip(range(len(pairs), 0, -1), pairs, strict=True):
+    n_steps = len(times) - 1
+    for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
         x0 = denoise(x, s)
-        if correct and step and not has_infinite_end(schedule, *step[-2:]):
-            x = correct(schedule, *step, x0)
+        if correct and step:
+            if not has_infinite_end(schedule, *step[-2:]):
+                x = correct(schedule, *step, x0)
+            if callback:
+                callback(i - 1, s, x, x0)
         history = [(schedule.lam(s), x0)] + [(lam, x0) for lam, x0 in history if lam.isfinite()]
         history = history[:order]
-        step_order = 1 if schedule.sigma(t) == 0 else steps_left if lower_order_final else order
+        step_order = 1 if schedule.sigma(t) == 0 else n_steps - i if lower_order_final else order
         step = x, history[:step_order], s, t
         x = predict(schedule, *step)
+        if callback and (not correct or i == n_steps - 1):
+            callback(i, t, x, x0)
     return x
 
 
@@ -79,7 +88,14 @@ def multistep_update(schedule, x: Tensor, history: History, s, t) -> Tensor:
 
 
 def dpm_solver_pp(
-    denoise, x: Tensor, times: Tensor, *, noise=None, order: int = 2, lower_order_final: bool = True
+    denoise,
+    x: Tensor,
+    times: Tensor,
+    *,
+    noise=None,
+    callback=None,
+    order: Annotated[int, Range(1, 3)] = 2,
+    lower_order_final: bool = True,
 ) -> Tensor:
     """Multistep DPM-Solver++: 2M ([2211.01095], Alg. 2) and 3M, its extension to order 3. NFE n.
 
@@ -94,26 +110,31 @@ def dpm_solver_pp(
     sigma = 0 is always of order 1. Order 1 is DDIM. Raises FewstepError for an order other than 1, 2, 3.
     """
     check_order(order)
-    return multistep(denoise, x, times, multistep_update, order, lower_order_final)
+    return multistep(denoise, x, times, multistep_update, order, lower_order_final, callback=callback)
 
 
-def dpm_solver_pp_2s(denoise, x: Tensor, times: Tensor, *, noise=None) -> Tensor:
+def dpm_solver_pp_2s(denoise, x: Tensor, times: Tensor, *, noise=None, callback=None) -> Tensor:
     """Singlestep DPM-Solver++(2S) ([2211.01095], Alg. 1) with r = 1/2: x0 at the middle in lam. NFE 2n.
 
     An interval where lam is infinite at an end is crossed in two DDIM steps (see dpm_solver.py).
     """
     schedule = denoise.schedule
-    for s, t in times.unfold(0, 2, 1):
+    for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
         if has_infinite_end(schedule, s, t):
-            x = first_order_steps(denoise, x, s, t, 2)
-            continue
-        middle = time_between(schedule, s, t, 1 / 2)
-        x_middle = euler_step(schedule, x, denoise(x, s), s, middle)
-        x = euler_step(schedule, x, denoise(x_middle, middle), s, t)
+            x, x0 = first_order_steps(denoise, x, s, t, 2)
+        else:
+            middle = time_between(schedule, s, t, 1 / 2)
+            x_middle = euler_step(schedule, x, denoise(x, s), s, middle)
+            x0 = denoise(x_middle, middle)
+            x = euler_step(schedule, x, x0, s, t)
+        if callback:
+            callback(i, t, x, x0)
     return x
 
 
-def dpm_solver_pp_sde(denoise, x: Tensor, times: Tensor, *, noise, lower_order_final: bool = True) -> Tensor:
+def dpm_solver_pp_sde(
+    denoise, x: Tensor, times: Tensor, *, noise, callback=None, lower_order_final: bool = True
+) -> Tensor:
     """SDE-DPM-Solver++(2M): the second-order multistep solver of the reverse SDE [2211.01095]. Stochastic, NFE n.
 
     x_t = sigma_t / sigma_s e^-h x_s + alpha_t (1 - e^-2h) (x0_s + (x0_s - x0_r) / (2 r)) + sigma_t sqrt(1 - e^-2h) n
@@ -128,4 +149,4 @@ def dpm_solver_pp_sde(denoise, x: Tensor, times: Tensor, *, noise, lower_order_f
         kept = schedule.sigma(t) / schedule.sigma(s) * torch.exp(-h) * x
         return kept + schedule.alpha(t) * fresh * x0 + schedule.sigma(t) * fresh.sqrt() * noise()
 
-    return multistep(denoise, x, times, update, 2, lower_order_final)
+    return multistep(denoise, x, times, update, 2, lower_order_final, callback=callback)

@@ -4,8 +4,12 @@ In straight coordinates (schedules.py) the probability-flow ODE is dz/du = (z - 
 is DDIM for every schedule, and higher-order methods average slopes of it.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
+
+from students.options import Range
 
 
 def euler_step(schedule, x: Tensor, x0: Tensor, s, t) -> Tensor:
@@ -30,7 +34,9 @@ def corrected_step(schedule, x: Tensor, x0: Tensor, correction, s, t) -> Tensor:
     return euler_step(schedule, x, x0, s, t) + schedule.scale(t) * (schedule.u(t) - schedule.u(s)) * correction
 
 
-def ddim(denoise, x: Tensor, times: Tensor, *, noise=None, eta: float = 0.0) -> Tensor:
+def ddim(
+    denoise, x: Tensor, times: Tensor, *, noise=None, callback=None, eta: Annotated[float, Range(0, 1)] = 0.0
+) -> Tensor:
     """DDIM (Song et al. 2020 [2010.02502], Eq. 12 and 16); eta = 0 is deterministic, eta = 1 is ancestral.
 
     x_t = alpha_t x0 + sqrt(sigma_t^2 - c^2) eps + c n,
@@ -40,7 +46,7 @@ def ddim(denoise, x: Tensor, times: Tensor, *, noise=None, eta: float = 0.0) -> 
     One evaluation a step; stochastic for eta > 0.
     """
     schedule = denoise.schedule
-    for s, t in times.unfold(0, 2, 1):
+    for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
         x0 = denoise(x, s)
         alpha_s, sigma_s, alpha_t, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.alpha(t), schedule.sigma(t)
         c = eta * sigma_t * (1 - (alpha_s * sigma_t / (alpha_t * sigma_s)) ** 2).sqrt()
@@ -48,53 +54,64 @@ def ddim(denoise, x: Tensor, times: Tensor, *, noise=None, eta: float = 0.0) -> 
         x = ratio * x + (alpha_t - alpha_s * ratio) * x0
         if eta > 0:
             x = x + c * noise()
+        if callback:
+            callback(i, t, x, x0)
     return x
 
 
-def euler(denoise, x: Tensor, times: Tensor, *, noise=None) -> Tensor:
+def euler(denoise, x: Tensor, times: Tensor, *, noise=None, callback=None) -> Tensor:
     """Euler's method in straight coordinates (EDM [2206.00364], Alg. 1 without lines 6-8): DDIM with eta = 0.
 
     One evaluation a step.
     """
     schedule = denoise.schedule
-    for s, t in times.unfold(0, 2, 1):
-        x = euler_step(schedule, x, denoise(x, s), s, t)
+    for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
+        x0 = denoise(x, s)
+        x = euler_step(schedule, x, x0, s, t)
+        if callback:
+            callback(i, t, x, x0)
     return x
 
 
-def _heun_step(denoise, x: Tensor, s, t) -> Tensor:
+def _heun_step(denoise, x: Tensor, s, t, correct: bool) -> tuple[Tensor, Tensor]:
+    """The state after a step, and the latest estimate. An Euler step unless `correct`."""
     schedule = denoise.schedule
     x0 = denoise(x, s)
     predicted = euler_step(schedule, x, x0, s, t)
+    if not correct:
+        return predicted, x0
     # Heun's correction: the mean of the slopes at both ends
-    change = slope(schedule, predicted, denoise(predicted, t), t) - slope(schedule, x, x0, s)
-    return corrected_step(schedule, x, x0, change / 2, s, t)
+    x0_end = denoise(predicted, t)
+    change = slope(schedule, predicted, x0_end, t) - slope(schedule, x, x0, s)
+    return corrected_step(schedule, x, x0, change / 2, s, t), x0_end
 
 
-def heun(denoise, x: Tensor, times: Tensor, *, noise=None, lower_order_final: bool = True) -> Tensor:
+def heun(denoise, x: Tensor, times: Tensor, *, noise=None, callback=None, lower_order_final: bool = True) -> Tensor:
     """Heun's method (EDM [2206.00364], Alg. 1): two evaluations a step, the last step Euler; NFE 2n - 1."""
-    *pairs, last = times.unfold(0, 2, 1)
-    for s, t in pairs:
-        x = _heun_step(denoise, x, s, t)
-    if lower_order_final:
-        return euler(denoise, x, last)
-    return _heun_step(denoise, x, *last)
+    for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
+        x, x0 = _heun_step(denoise, x, s, t, correct=i < len(times) - 2 or not lower_order_final)
+        if callback:
+            callback(i, t, x, x0)
+    return x
 
 
-def dpm2(denoise, x: Tensor, times: Tensor, *, noise=None, lower_order_final: bool = True) -> Tensor:
+def dpm2(denoise, x: Tensor, times: Tensor, *, noise=None, callback=None, lower_order_final: bool = True) -> Tensor:
     """The midpoint method with the midpoint at the geometric mean of u; NFE 2n - 1, the last step Euler.
 
     DPM-Solver-2 as EDM's authors and k-diffusion run it, in u rather than in log u (EDM [2206.00364], App. D.2).
     """
     schedule = denoise.schedule
     for i, (s, t) in enumerate(times.unfold(0, 2, 1)):
-        x0 = denoise(x, s)
-        change = 0
+        x0 = latest = denoise(x, s)
+        change: Tensor | int = 0
         if i < len(times) - 2 or not lower_order_final:
             middle = schedule.time_of_u((schedule.u(s) * schedule.u(t)).sqrt())
             x_middle = euler_step(schedule, x, x0, s, middle)
-            change = slope(schedule, x_middle, denoise(x_middle, middle), middle) - slope(schedule, x, x0, s)
+            latest = denoise(x_middle, middle)
+            change = slope(schedule, x_middle, latest, middle) - slope(schedule, x, x0, s)
         x = corrected_step(schedule, x, x0, change, s, t)
+        if callback:
+            callback(i, t, x, latest)
     return x
 
 
@@ -104,10 +121,11 @@ def edm_stochastic(
     times: Tensor,
     *,
     noise,
-    s_churn: float = 40.0,
-    s_min: float = 0.05,
-    s_max: float = 50.0,
-    s_noise: float = 1.003,
+    callback=None,
+    s_churn: Annotated[float, Range(0)] = 40.0,
+    s_min: Annotated[float, Range(0)] = 0.05,
+    s_max: Annotated[float, Range(0)] = 50.0,
+    s_noise: Annotated[float, Range(0)] = 1.003,
 ) -> Tensor:
     """Heun with churn (EDM [2206.00364], Alg. 2): noise is added before each step; NFE 2n - 1.
 
@@ -124,5 +142,7 @@ def edm_stochastic(
             gain = schedule.alpha(churned) / schedule.alpha(s)
             added = schedule.alpha(churned) * level * ((1 + gamma) ** 2 - 1) ** 0.5
             x, s = gain * x + added * s_noise * noise(), churned
-        x = _heun_step(denoise, x, s, t) if i < n_steps - 1 else euler(denoise, x, torch.stack([s, t]))
+        x, x0 = _heun_step(denoise, x, s, t, correct=i < n_steps - 1)
+        if callback:
+            callback(i, t, x, x0)
     return x

@@ -5,9 +5,12 @@ every schedule: z_t = z_s + (u_t - u_s) sum_j w_j d_j in straight coordinates. T
 belong to equal steps in u; on other grids they are of second order, and `ipndm_v` keeps the fourth.
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
 from students.errors import FewstepError, UnsupportedSteps
+from students.options import Range
 from students.solvers.deis import lagrange_basis, multistep
 from students.solvers.euler import corrected_step, slope
 
@@ -30,8 +33,8 @@ def variable_weights(schedule, past: Tensor, t: Tensor) -> list[float]:
     return [basis.integ()(1.0) for basis in lagrange_basis(schedule.u(past).tolist(), schedule.u(t).item())]
 
 
-def _runge_kutta(denoise, x: Tensor, s, t) -> tuple[Tensor, Tensor]:
-    """One pseudo Runge-Kutta step with its midpoint in time, and the slope at its start."""
+def _runge_kutta(denoise, x: Tensor, s, t) -> tuple[Tensor, Tensor, Tensor]:
+    """One pseudo Runge-Kutta step with its midpoint in time, the slope at its start and its latest estimate."""
     schedule = denoise.schedule
     x0 = denoise(x, s)
     d_1 = slope(schedule, x, x0, s)
@@ -41,16 +44,17 @@ def _runge_kutta(denoise, x: Tensor, s, t) -> tuple[Tensor, Tensor]:
 
     def slope_after(d, end):
         x_end = cross(d, end)
-        return slope(schedule, x_end, denoise(x_end, end), end)
+        x0_end = denoise(x_end, end)
+        return slope(schedule, x_end, x0_end, end), x0_end
 
     middle = (s + t) / 2
-    d_2 = slope_after(d_1, middle)
-    d_3 = slope_after(d_2, middle)
-    d_4 = slope_after(d_3, t)
-    return cross((d_1 + 2 * d_2 + 2 * d_3 + d_4) / 6, t), d_1
+    d_2, _ = slope_after(d_1, middle)
+    d_3, _ = slope_after(d_2, middle)
+    d_4, x0_end = slope_after(d_3, t)
+    return cross((d_1 + 2 * d_2 + 2 * d_3 + d_4) / 6, t), d_1, x0_end
 
 
-def pndm(denoise, x: Tensor, times: Tensor, *, noise=None) -> Tensor:
+def pndm(denoise, x: Tensor, times: Tensor, *, noise=None, callback=None) -> Tensor:
     """F-PNDM ([2202.09778]): three pseudo Runge-Kutta steps, then the pseudo linear multistep method. NFE n + 9.
 
     Raises UnsupportedSteps for fewer than 4 steps.
@@ -58,11 +62,13 @@ def pndm(denoise, x: Tensor, times: Tensor, *, noise=None) -> Tensor:
     n_steps = len(times) - 1
     if n_steps < 4:
         raise UnsupportedSteps(f"pndm cannot run in {n_steps} steps: its warm-up takes 3, choose 4 or more")
-    history = []
-    for s, t in times[:4].unfold(0, 2, 1):
-        x, d = _runge_kutta(denoise, x, s, t)
+    history: list[tuple[Tensor, Tensor]] = []
+    for i, (s, t) in enumerate(times[:4].unfold(0, 2, 1)):
+        x, d, x0 = _runge_kutta(denoise, x, s, t)
         history = [(s, d), *history]
-    return multistep(denoise, x, times[3:], 4, fixed_weights, history)
+        if callback:
+            callback(i, t, x, x0)
+    return multistep(denoise, x, times[3:], 4, fixed_weights, history, callback, first=3)
 
 
 def _check(max_order: int) -> None:
@@ -70,19 +76,23 @@ def _check(max_order: int) -> None:
         raise FewstepError(f"max_order {max_order!r} is not one iPNDM has: choose 1, 2, 3 or 4")
 
 
-def ipndm(denoise, x: Tensor, times: Tensor, *, noise=None, max_order: int = 4) -> Tensor:
+def ipndm(
+    denoise, x: Tensor, times: Tensor, *, noise=None, callback=None, max_order: Annotated[int, Range(1, 4)] = 4
+) -> Tensor:
     """iPNDM: PNDM's multistep method with a warm-up of lower orders in place of Runge-Kutta. NFE n.
 
     Order 1 is DDIM. Raises FewstepError for a max_order other than 1, 2, 3, 4.
     """
     _check(max_order)
-    return multistep(denoise, x, times, max_order, fixed_weights)
+    return multistep(denoise, x, times, max_order, fixed_weights, callback=callback)
 
 
-def ipndm_v(denoise, x: Tensor, times: Tensor, *, noise=None, max_order: int = 4) -> Tensor:
+def ipndm_v(
+    denoise, x: Tensor, times: Tensor, *, noise=None, callback=None, max_order: Annotated[int, Range(1, 4)] = 4
+) -> Tensor:
     """iPNDM with the Adams-Bashforth coefficients of the steps in u that the grid really takes. NFE n.
 
     On equal steps in u it is `ipndm`. Raises FewstepError for a max_order other than 1, 2, 3, 4.
     """
     _check(max_order)
-    return multistep(denoise, x, times, max_order, variable_weights)
+    return multistep(denoise, x, times, max_order, variable_weights, callback=callback)

@@ -12,9 +12,12 @@ the reverse SDE, dx = (f x - g^2 score) dt + g dw, becomes the paper's reverse d
 for VP and VE the predictors of Alg. 3 and 2. All coefficients are finite where alpha_s = 0.
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
 from students.errors import FewstepError
+from students.options import Range
 from students.solvers.ancestral import posterior_mean
 
 
@@ -30,17 +33,24 @@ def _langevin_step(schedule, x: Tensor, x0: Tensor, s, noise, snr: float) -> Ten
     return (1 - step) * x + step * schedule.alpha(s) * x0 + (2 * step) ** 0.5 * schedule.sigma(s) * noise()
 
 
-def euler_maruyama(denoise, x: Tensor, times: Tensor, *, noise) -> Tensor:
+def euler_maruyama(denoise, x: Tensor, times: Tensor, *, noise, callback=None) -> Tensor:
     """Euler-Maruyama on the reverse SDE (Song et al. 2021 [2011.13456], Eq. 6) as this module writes it.
 
     One evaluation a step. The last step is noise-free, to the posterior mean E[x_t | x_s, x_0 = D], which is
     alpha_t D where sigma_t = 0.
     """
-    return predictor_corrector(denoise, x, times, noise=noise, corrector_steps=0)
+    return predictor_corrector(denoise, x, times, noise=noise, callback=callback, corrector_steps=0)
 
 
 def predictor_corrector(
-    denoise, x: Tensor, times: Tensor, *, noise, snr: float = 0.16, corrector_steps: int = 1
+    denoise,
+    x: Tensor,
+    times: Tensor,
+    *,
+    noise,
+    callback=None,
+    snr: Annotated[float, Range(0)] = 0.16,
+    corrector_steps: Annotated[int, Range(0)] = 1,
 ) -> Tensor:
     """Predictor-corrector sampling (Song et al. 2021 [2011.13456], Alg. 1); NFE n (1 + corrector_steps).
 
@@ -66,4 +76,6 @@ def predictor_corrector(
             x = _predictor_step(schedule, x, x0, s, t, noise)
         else:
             x = posterior_mean(schedule, x, x0, s, t)
+        if callback:
+            callback(i, t, x, x0)
     return x

@@ -1,17 +1,19 @@
 """UniPC: a unified predictor-corrector (Zhao et al. 2023 [2302.04867]), in data prediction."""
 
 from math import factorial
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from students.errors import unknown
+from students.options import Choices, Range
 from students.solvers.dpm_solver import check_order
 from students.solvers.dpm_solver_pp import History, multistep, multistep_update
 from students.solvers.euler import euler_step
 
 VARIANTS = {"bh1": lambda h: -h, "bh2": lambda h: torch.expm1(-h)}
-PREDICTORS = ("unip", "dpm_solver_pp")
+PREDICTORS = Choices("unip", "dpm_solver_pp")
 
 
 def _weights(r: list[Tensor], h: Tensor, scale: Tensor) -> Tensor:
@@ -49,9 +51,10 @@ def unipc(
     times: Tensor,
     *,
     noise=None,
-    order: int = 3,
-    variant: str = "bh2",
-    predictor: str = "unip",
+    callback=None,
+    order: Annotated[int, Range(1, 3)] = 3,
+    variant: Annotated[str, Choices(*VARIANTS)] = "bh2",
+    predictor: Annotated[str, PREDICTORS] = "unip",
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> Tensor:
@@ -84,4 +87,4 @@ def unipc(
         return unified_update(schedule, x, latest, [*earlier, (schedule.lam(t), x0_t)], s, t, variant)
 
     predict = unip if predictor == "unip" else multistep_update
-    return multistep(denoise, x, times, predict, order, lower_order_final, unic if corrector else None)
+    return multistep(denoise, x, times, predict, order, lower_order_final, unic if corrector else None, callback)

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from students.errors import FewstepError, WeightsError
+from students.files import write_flushed
 
 PART_BYTES = 15 * 2**20 - 2**16  # with room for the header of a file of at most 15 MiB
 MANIFEST = "checkpoint.json"
@@ -41,9 +42,9 @@ def save_checkpoint(state: Path, config: dict | None, tensors: dict[str, Tensor]
         for index, group in enumerate(_groups(pieces)):
             content = save({key: pieces[key].detach().cpu().contiguous().clone() for key in group})
             hashes[f"part-{index:03d}.safetensors"] = hashlib.sha256(content).hexdigest()
-            _write(part / f"part-{index:03d}.safetensors", content)
+            write_flushed(part / f"part-{index:03d}.safetensors", content)
         manifest = {"config": config, "progress": progress, "split": split, "sha256": hashes}
-        _write(part / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_flushed(part / MANIFEST, json.dumps(manifest, indent=1).encode())
         if (state / name).exists():
             shutil.rmtree(state / name)
         part.rename(state / name)
@@ -101,7 +102,7 @@ def load_checkpoint(state: Path, config: dict | None) -> tuple[dict[str, Tensor]
             f"checkpoint {folder} is of another configuration ({difference}): "
             f"give another --state folder, or remove {state} to start again"
         )
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, expected in hashes.items():
         try:
             content = (folder / name).read_bytes()
@@ -179,10 +180,3 @@ def _difference(stored, asked, path: str = "") -> str:
                 return found
         return ""
     return "" if stored == asked else f"{path or 'config'}: {stored!r} there, {asked!r} asked"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

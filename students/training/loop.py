@@ -1,8 +1,9 @@
-"""One training loop: AdamW with warm-up and cosine decay, clipping, an average of the weights, exact resume.
+"""One training loop for any number of players: AdamW with warm-up and cosine decay, clipping, averages, exact resume.
 
-All randomness of step n is drawn from generators seeded by (seed, n), so that a run that was stopped and
-resumed ends with the weights of an uninterrupted one, and a checkpoint needs no generator's state. Started by
-`accelerate launch`, every process takes its share of the batch, and gradients are averaged over all of them.
+All randomness of a player at step n is drawn from generators seeded by (seed, process, player, n), so that a run that
+was stopped and resumed ends with the weights of an uninterrupted one, and a checkpoint needs no generator's state.
+Started by `accelerate launch` or torchrun, every process takes its share of the batch, gradients are averaged over all
+of them, and the clock of the first one decides for all when to save and when to stop.
 """
 
 import math
@@ -17,14 +18,15 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from students.base import batch_rows
 from students.errors import FewstepError
 from students.training.checkpoint import check_folder, hold, load_checkpoint, save_checkpoint
 from students.training.ema import EMA
+from students.training.history import History, RowCount
+from students.training.players import Player
 
 LOG_EVERY = 50
-CURVE_POINTS = 100
 MEASUREMENTS = 10
+MOST_PLAYERS = 16
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -34,159 +36,229 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def step_seed(seed: int, step: int) -> int:
-    """32 bits that differ from step to step and from seed to seed (the finaliser of SplitMix64)."""
-    x = (seed * 0x9E3779B97F4A7C15 + step + 1) * 0x9E3779B97F4A7C15 % 2**64
+def step_seed(seed: int, step: int, stream: int = 0) -> int:
+    """32 bits that differ from step to step, stream to stream and seed to seed (the finaliser of SplitMix64).
+
+    Streams lie 2^40 steps apart, so that no process or player of one seed repeats another's, nor another seed's.
+    """
+    x = (seed * 0x9E3779B97F4A7C15 + (stream << 40) + step + 1) * 0x9E3779B97F4A7C15 % 2**64
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
     return (x ^ (x >> 31)) >> 32
 
 
 def train(
-    model: nn.Module,
-    loss: Callable[[torch.Generator, int], Tensor],
+    players: dict[str, Player],
     *,
     steps: int,
     batch_size: int,
-    lr: float,
-    warmup: int = 200,
-    ema_decay: float = 0.999,
-    clip: float = 1.0,
-    weight_decay: float = 0.0,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     state: Path | None = None,
     config: dict | None = None,
     save_every: float = 300.0,
     time_limit: float = math.inf,
-    averages: dict[str, EMA] | None = None,
     networks: dict[str, Sequence[nn.Module]] | None = None,
     measure: Callable[[nn.Module], float] | None = None,
     title: str = "training",
-) -> tuple[nn.Module, dict]:
-    """Minimise `loss(generator, step)`, the mean loss of a fresh batch, over the parameters of `model`.
+) -> tuple[dict[str, nn.Module], dict]:
+    """Let the players take turns, in their order, for `steps` steps; the last one is what the training is about.
 
-    generator: on the model's device; what the batch draws, it draws from it (dropout uses the global one).
-    batch_size: images a step, of all processes; the loss is of `batch_share(batch_size)` of them.
+    batch_size: images a step, of all processes; a loss is of `batch_share(batch_size)` of them.
     dtype: bfloat16 runs the networks under autocast, float32 as they are.
     state: a folder for checkpoints, one every `save_every` seconds and one at the end. A checkpoint found there
-        is continued, if it is of the same `config`. time_limit: seconds, after which this call stops.
-    averages: moving averages of `model` that the loss uses, updated after every step and stored with the rest.
+        is continued, if it is of the same `config` and number of processes. time_limit: seconds, after which this call
+        stops.
     networks: modules by role ("teacher", "student"), whose evaluations are counted, one for each row of a batch.
-    measure: the quality of the averaged model, taken MEASUREMENTS times over the planned steps; its evaluations of
-        networks are not counted.
+    measure: the quality of the last player's average, taken MEASUREMENTS times over the planned steps; its evaluations
+        of networks are not counted.
 
-    Returns the averaged model and a record: steps, planned_steps, images_seen, seconds, processes, images_per_second
-    (without the first steps of a call, which compile), evaluations by role, final_loss (mean of the last hundred),
-    loss_curve (pairs of step and mean loss), quality_curve (triples of images, evaluations and measure). Raises
-    FewstepError, with the step, when the loss or its gradient is no longer finite (the last checkpoint stays), for a
-    checkpoint of another configuration, for a folder that cannot be written, and what `save_checkpoint` raises.
+    Returns the average of each player, or its module if none is kept, and a record: steps, planned_steps, images_seen,
+    seconds, processes, images_per_second (without the first steps of a call, which compile), evaluations by role,
+    final_loss (of the last player, mean of the last hundred), loss_curve (pairs of step and mean loss), loss_curves
+    (those of other players and of named terms, where there are any), quality_curve (triples of images, evaluations and
+    measure). Raises FewstepError, with the step, when a loss or its gradient is no longer finite (the last checkpoint
+    stays), for a checkpoint of another configuration, for a folder that cannot be written, and what `save_checkpoint`
+    raises.
     """
-    processes = PartialState()
-    device = next(model.parameters()).device
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type == "cuda"
-    )
-    followers = {"ema": EMA(model, ema_decay), **(averages or {})}
-    rows = dict.fromkeys(networks or {}, 0)
-    losses = torch.zeros(steps)
-    curve: list[tuple[int, int, float]] = []
+    run = _Run(players, steps, seed, dtype)
+    processes, main = run.processes, list(players)[-1]
+    config = None if config is None else config | {"processes": processes.num_processes}
+    rows, curve, before = dict.fromkeys(networks or {}, 0), [], 0.0
+    history = History(steps, main)
     measured_at = {round(steps * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)} if measure else set()
-    first, before = 0, 0.0
     if state is not None:
         check_folder(state)
         if processes.is_main_process:
             hold(state)
         if (found := load_checkpoint(state, config)) is not None:
             tensors, progress = found
-            first, before = progress["step"], progress["seconds"]
+            run.restore(tensors, progress["step"])
+            history.restore(tensors, run.step)
+            before, curve = progress["seconds"], progress["quality_curve"]
             rows |= progress["evaluations"]
-            curve = progress["quality_curve"]
-            losses[:first] = tensors.pop("losses")
-            _restore(tensors, model, followers, optimiser, first)
-    generator = torch.Generator(device)
-    pending: list[Tensor] = []  # losses that may not have been computed yet; where a gradient is not finite, its norm
+    first = run.step
     start = saved = warm = time.monotonic()
     warm_step = first
+
+    kept = "" if state is None else f"; {state} keeps the last good checkpoint, if there was one"
 
     def seconds() -> float:
         return before + time.monotonic() - start
 
     def rate() -> float:
-        return (step - warm_step) * batch_size / max(time.monotonic() - warm, 1e-9)
-
-    def collect() -> None:
-        since = step - len(pending)
-        losses[since:step] = torch.stack(pending).float().cpu()
-        pending.clear()
-        if not (finite := losses[since:step].isfinite()).all():
-            at = since + int(finite.logical_not().nonzero()[0])
-            raise FewstepError(
-                f"the loss or its gradient became {losses[at].item()} at step {at}: lower the learning rate"
-                + ("" if state is None else f"; {state} keeps the last good checkpoint, if there was one")
-            )
+        return (run.step - warm_step) * batch_size / max(time.monotonic() - warm, 1e-9)
 
     def checkpoint() -> None:
-        tensors = _state(model, followers, optimiser) | {"losses": losses[:step]}
-        progress = {"step": step, "seconds": seconds(), "evaluations": rows, "quality_curve": curve}
+        progress = {"step": run.step, "seconds": seconds(), "evaluations": rows, "quality_curve": curve}
         if processes.is_main_process:
-            save_checkpoint(state, config, tensors, progress)
+            save_checkpoint(state, config, run.tensors() | history.tensors(run.step), progress)  # type: ignore[arg-type]
+        processes.wait_for_everyone()
 
-    model.train()
-    step = first
     with (
-        tqdm(total=steps, initial=first, desc=title, unit="step", mininterval=1, dynamic_ncols=True) as bar,
+        tqdm(total=steps, initial=first, desc=title, unit="step", mininterval=1, dynamic_ncols=True,
+             disable=not processes.is_main_process) as bar,
         RowCount(networks or {}, rows, processes.num_processes) as counting,
-    ):
-        while step < steps:
-            torch.manual_seed(step_seed(seed + processes.process_index, 2 * step))
-            generator.manual_seed(step_seed(seed + processes.process_index, 2 * step + 1))
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, steps, lr, warmup)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                value = loss(generator, step)
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()
-            if processes.num_processes > 1:
-                value = reduce(value.detach(), "mean")
-                for parameter in model.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad = reduce(parameter.grad, "mean")
-            norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimiser.step()
-            for follower in followers.values():
-                follower.update(model)
-            pending.append(torch.where(norm.isfinite(), value.detach(), norm))
-            step += 1
+    ):  # fmt: skip
+        while run.step < steps:
+            history.add(run.step, run.advance())
             bar.update()
-            if step in measured_at:
+            if run.step in measured_at:
                 with counting.paused():
-                    value = measure(followers["ema"].module)
-                curve.append((step * batch_size, sum(rows.values()), value))
+                    curve.append((run.step * batch_size, sum(rows.values()), measure(run.trained(main))))  # type: ignore[misc]
             now = time.monotonic()
-            stop = now - start > time_limit
-            if step % LOG_EVERY == 0 or step == steps or stop:
-                collect()
-                if warm_step == first and not (stop or step == steps):
-                    warm, warm_step = now, step
-                bar.set_postfix_str(f"loss {losses[max(0, step - 100) : step].mean():.4f}, {rate():.0f} images/s")
-                if state is not None and (stop or step == steps or now - saved > save_every):
+            stop, save = run.agree(now - start > time_limit, now - saved > save_every)
+            last = stop or run.step == steps
+            if run.step % LOG_EVERY == 0 or last:
+                history.collect(run.step, kept)
+                if warm_step == first and not last:
+                    warm, warm_step = now, run.step
+                bar.set_postfix_str(f"loss {history.recent(run.step):.4f}, {rate():.0f} images/s")
+                if state is not None and (save or last):
                     checkpoint()
                     saved = time.monotonic()
             if stop:
                 break
-    return followers["ema"].module, {
-        "steps": step,
+    return {name: run.trained(name) for name in players}, {
+        "steps": run.step,
         "planned_steps": steps,
-        "images_seen": step * batch_size,
+        "images_seen": run.step * batch_size,
         "seconds": round(seconds(), 1),
         "processes": processes.num_processes,
         "images_per_second": round(rate(), 1),
         "evaluations": rows,
-        "final_loss": losses[max(0, step - 100) : step].mean().item(),
-        "loss_curve": _curve(losses[:step]),
+        "final_loss": history.recent(run.step),
+        **history.curves(run.step),
         "quality_curve": curve,
     }
+
+
+class _Run:
+    """The players, their optimisers and averages, and the step they have come to."""
+
+    def __init__(self, players: dict[str, Player], steps: int, seed: int, dtype: torch.dtype):
+        self.processes = PartialState()
+        self.players, self.steps, self.seed, self.dtype = players, steps, seed, dtype
+        self.step = 0
+        if self.processes.num_processes > 1:  # apart from the GPUs, which are not to be waited for
+            self._hosts = torch.distributed.new_group(backend="gloo")
+        self.device = next(list(players.values())[-1].module.parameters()).device
+        self.generator = torch.Generator(self.device)
+        self.parameters, self.optimisers, self.averages = {}, {}, {}
+        for name, player in players.items():
+            player.module.train()
+            self.parameters[name] = [p for p in player.module.parameters() if p.requires_grad]
+            self.optimisers[name] = torch.optim.AdamW(
+                self.parameters[name], lr=player.lr, betas=player.betas, weight_decay=player.weight_decay,
+                fused=self.device.type == "cuda",
+            )  # fmt: skip
+            own = {} if player.ema_decay is None else {"ema": EMA(player.module, player.ema_decay)}
+            self.averages[name] = own | player.averages
+
+    def trained(self, name: str) -> nn.Module:
+        """The average of a player, or its module if none is kept."""
+        average = self.averages[name].get("ema")
+        return self.players[name].module if average is None else average.module
+
+    def advance(self) -> dict[str, Tensor]:
+        """One step: the players whose turn it is, in order. Returns losses, and terms as `player.term`."""
+        losses: dict[str, Tensor] = {}
+        for place, (name, player) in enumerate(self.players.items()):
+            if self.step % player.every == 0:
+                stream = self.processes.process_index * MOST_PLAYERS + len(self.players) - 1 - place
+                losses |= self._update(name, player, stream)
+        self.step += 1
+        return losses
+
+    def _update(self, name: str, player: Player, stream: int) -> dict[str, Tensor]:
+        torch.manual_seed(step_seed(self.seed, 2 * self.step, stream))
+        self.generator.manual_seed(step_seed(self.seed, 2 * self.step + 1, stream))
+        optimiser = self.optimisers[name]
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, player.lr, player.warmup)
+        with self._others_held(name):
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                value = player.loss(self.generator, self.step)
+            terms = value if isinstance(value, dict) else {}
+            total: Tensor = sum(terms.values()) if terms else value  # type: ignore[assignment]
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+        losses = {name: total} | {f"{name}.{term}": part for term, part in terms.items()}
+        losses = {key: self._mean(part.detach()) for key, part in losses.items()}
+        for parameter in self.parameters[name]:
+            if parameter.grad is not None:
+                parameter.grad = self._mean(parameter.grad)
+        norm = nn.utils.clip_grad_norm_(self.parameters[name], player.clip)
+        optimiser.step()
+        for average in self.averages[name].values():
+            average.update(player.module)
+        losses[name] = torch.where(norm.isfinite(), losses[name], norm)
+        return losses
+
+    @contextmanager
+    def _others_held(self, name: str) -> Iterator[None]:
+        """Gradients go to the parameters of one player only."""
+        held = [p for owner, parameters in self.parameters.items() if owner != name for p in parameters]
+        for parameter in held:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in held:
+                parameter.requires_grad_(True)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        return value if self.processes.num_processes == 1 else reduce(value, "mean")
+
+    def agree(self, stop: bool, save: bool) -> tuple[bool, bool]:
+        """What the first process wants, in all of them, as their clocks differ."""
+        if self.processes.num_processes == 1:
+            return stop, save
+        wanted = torch.tensor([stop, save])
+        torch.distributed.broadcast(wanted, 0, group=self._hosts)  # type: ignore[arg-type]
+        return tuple(wanted.tolist())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a step changes, by name."""
+        tensors: dict[str, Tensor] = {}
+        for name, player in self.players.items():
+            modules = {"module": player.module} | {key: ema.module for key, ema in self.averages[name].items()}
+            for role, module in modules.items():
+                tensors |= {f"{name}.{role}.{key}": tensor for key, tensor in module.state_dict().items()}
+            for index, moments in self.optimisers[name].state_dict()["state"].items():
+                tensors |= {f"{name}.optimiser.{index}.{key}": torch.as_tensor(v) for key, v in moments.items()}
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Go on from what `tensors` gave after `step` steps."""
+        self.step = step
+        for name, player in self.players.items():
+            player.module.load_state_dict(_part(tensors, f"{name}.module."))
+            for key, average in self.averages[name].items():
+                average.module.load_state_dict(_part(tensors, f"{name}.{key}."))
+                average.updates = math.ceil(step / player.every)
+            _restore_optimiser(self.optimisers[name], self.parameters[name], _part(tensors, f"{name}.optimiser."))
 
 
 def batch_share(batch_size: int) -> int:
@@ -197,73 +269,13 @@ def batch_share(batch_size: int) -> int:
     return batch_size // count
 
 
-def _curve(losses: Tensor) -> list[tuple[int, float]]:
-    """Pairs of step and mean loss since the pair before, at most CURVE_POINTS."""
-    parts = losses.split(max(1, math.ceil(len(losses) / CURVE_POINTS)))
-    ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
-    return [(end, round(part.mean().item(), 5)) for end, part in zip(ends, parts, strict=True)]
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-class RowCount:
-    """Adds to `rows[role]` the rows of every batch that goes through a network of that role, times `factor`."""
-
-    def __init__(self, networks: dict[str, Sequence[nn.Module]], rows: dict[str, int], factor: int = 1):
-        self.rows, self.factor, self.counting = rows, factor, True
-        self.hooks = [
-            network.register_forward_pre_hook(self._counter(role), with_kwargs=True)
-            for role, members in networks.items()
-            for network in members
-        ]
-
-    def _counter(self, role: str):
-        def count(module, args, kwargs):
-            if self.counting:
-                self.rows[role] += self.factor * batch_rows(args, kwargs)
-
-        return count
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self.counting = False
-        yield
-        self.counting = True
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for hook in self.hooks:
-            hook.remove()
-
-
-def _state(model: nn.Module, followers: dict[str, EMA], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a step changes, as named tensors."""
-    modules = {"model": model} | {name: follower.module for name, follower in followers.items()}
-    tensors = {
-        f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
-    }
-    for index, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    return tensors
-
-
-def _restore(
-    tensors: dict[str, Tensor],
-    model: nn.Module,
-    followers: dict[str, EMA],
-    optimiser: torch.optim.Optimizer,
-    step: int,
-) -> None:
-    def part(prefix):
-        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-    model.load_state_dict(part("model."))
-    for name, follower in followers.items():
-        follower.module.load_state_dict(part(f"{name}."))
-        follower.updates = step
-    parameters = list(model.parameters())
+def _restore_optimiser(optimiser: torch.optim.Optimizer, parameters: list, tensors: dict[str, Tensor]) -> None:
     moments: dict[int, dict] = {}
-    for name, tensor in part("optimiser.").items():
+    for name, tensor in tensors.items():
         index, _, moment = name.partition(".")
         parameter = parameters[int(index)]
         if tensor.shape == parameter.shape:

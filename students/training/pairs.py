@@ -15,13 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from students.base import SolverStudent
 from students.diffusion.denoiser import guided
 from students.diffusion.noise import SeedNoise
-from students.errors import FewstepError
+from students.errors import FewstepError, Stopped
+from students.files import write_atomically
+from students.student import SolverStudent
+from students.training.batches import PairRows
+from students.training.history import RowCount
 
 FIRST_SEED = 2**42  # far from the seeds that tasks evaluate
 CHUNK = 512
@@ -45,6 +49,11 @@ class PairSet:
     FewstepError for a folder that holds other pairs, on too little disk, and at the deadline; what was made is kept.
     """
 
+    _noise: np.ndarray
+    _images: np.ndarray
+    _labels: np.ndarray
+    _path: np.ndarray
+
     def __init__(
         self,
         folder: Path,
@@ -67,9 +76,7 @@ class PairSet:
             while made < count:
                 begun = time.monotonic()
                 if begun > deadline:
-                    raise FewstepError(
-                        f"stopped at pair {made} of {count}: the same command goes on from {self.folder}"
-                    )
+                    raise Stopped(f"stopped at pair {made} of {count}: the same command goes on from {self.folder}")
                 stop = min(made + CHUNK, count)
                 self.spent += self._make(made, stop)
                 self.seconds += time.monotonic() - begun
@@ -124,49 +131,48 @@ class PairSet:
 
     def _make(self, start: int, stop: int) -> int:
         """Compute rows start to stop; returns the network evaluations it took."""
-        student = self.student
+        student, schedule = self.student, self.student.denoiser.schedule
         noise = SeedNoise(range(FIRST_SEED + start, FIRST_SEED + stop), student.shape, student.device)
-        labels = None
+        classes = None
         if student.classes is not None:
-            prior = torch.ones(student.classes) if student.prior is None else student.prior
-            labels = noise.labels(prior.to(student.device))
-            self._labels[start:stop] = labels.cpu()
-        schedule, rows = student.denoiser.schedule, 0
+            classes = noise.classes(student.classes, student.prior)
+            self._labels[start:stop] = classes.cpu()
+        eps = noise()
+        first = eps * schedule.sigma(self.times[0])
+        states = [first]
+        stride = 1 if self.kept is None else (len(self.times) - 1) // (len(self.kept) - 1)
 
-        def count(module, args):
-            nonlocal rows
-            rows += len(args[0])
-
-        hook = student.denoiser.register_forward_pre_hook(count)
-        with torch.inference_mode():
-            eps = noise()
-            x = eps * schedule.sigma(self.times[0])
-            states = [x]
-            stride = len(self.times) - 1 if self.kept is None else (len(self.times) - 1) // (len(self.kept) - 1)
-            for i in range(0, len(self.times) - 1, stride):
-                x = student.solver(
-                    guided(student.denoiser, labels, 1.0), x, self.times[i : i + stride + 1], **student.solver_options
-                )
+        def keep(index, time, x, x0):
+            if self.kept is not None and (index + 1) % stride == 0:
                 states.append(x)
-        hook.remove()
+
+        rows = {"pairs": 0}
+        with torch.inference_mode(), RowCount({"pairs": [student.denoiser]}, rows):
+            denoise = guided(student.denoiser, classes, 1.0)
+            x = student.solver(denoise, first, self.times, callback=keep, **student.solver_options)
         self._noise[start:stop], self._images[start:stop] = eps.cpu(), x.cpu()
         if self.kept is not None:
             in_ve = [state / schedule.alpha(t).to(state) for state, t in zip(states, self.kept, strict=True)]
             self._path[start:stop] = torch.stack(in_ve, dim=1).cpu()
-        return rows
+        return rows["pairs"]
 
     def _save(self, made: int) -> None:
         for name in ("noise", "images", "labels", "path"):
             if (array := getattr(self, f"_{name}", None)) is not None:
                 array.flush()
-        part = self.folder / f".{MANIFEST}.{os.getpid()}.part"
         manifest = {"described": self.described, "made": made, "spent": self.spent, "seconds": round(self.seconds, 1)}
-        part.write_text(json.dumps(manifest, indent=1))
-        part.replace(self.folder / MANIFEST)
+        write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
-    def rows(self, index: Tensor, device) -> dict[str, Tensor]:
-        """The pairs of `index`, as `noise`, `x0`, `labels` and `path` where there are such."""
+    def rows(self, index: Tensor, device) -> PairRows:
+        """The pairs of `index`."""
         chosen = index.cpu().numpy()
-        names = {"noise": "_noise", "x0": "_images", "labels": "_labels", "path": "_path"}
+        names = {"noise": "_noise", "x0": "_images", "condition": "_labels", "path": "_path"}
         arrays = {key: getattr(self, name) for key, name in names.items() if hasattr(self, name)}
-        return {key: torch.from_numpy(array[chosen]).to(device) for key, array in arrays.items()}
+        return PairRows(**{key: torch.from_numpy(array[chosen]).to(device) for key, array in arrays.items()})
+
+
+def shared_pairs(deadline: float, *arguments, **named) -> PairSet:
+    """A PairSet for all processes: the first makes what is missing, the others wait for it and open what is there."""
+    processes = PartialState()
+    with processes.main_process_first():
+        return PairSet(*arguments, **named, deadline=deadline if processes.is_main_process else -math.inf)  # type: ignore[misc]

@@ -1,0 +1,214 @@
+"""Names of students and what they stand for: `parse(text) -> Spec`. Importing this module imports no torch.
+
+A student is written as a *spec*:
+
+    unipc                                   a name of STUDENTS
+    progressive                             a name of METHODS: the task's student that was distilled so
+    progressive:weights=FOLDER              one's own, trained by `python -m students train progressive`
+    dpm_solver_pp:order=3,grid=uniform      with options
+    diffusers:HeunDiscreteScheduler         a scheduler of diffusers
+    package.module:attribute                one's own: a Student, a factory, or a solver function
+    edm:uncond-vp                           a public checkpoint (students/models/cards), with its own solver
+    edm:uncond-vp:dpm_solver_pp:order=3     with another, which may be any of the specs above
+    sid:uncond                              a distilled one, which says itself how it samples
+    file:PATH:heun                          a checkpoint of one's own: a converted file, an EDM pickle, or a folder of
+                                            diffusers; `file:PATH:consistency` if it is a consistency model
+
+or as a name that an installed package registers under the entry-point group `fewstep.students`. What comes first wins:
+a name of STUDENTS or METHODS, a family of cards or `file`, a registered name, a module. So a module of one's own that
+is called like a family (`edm`) is not found as `edm:attribute`.
+"""
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from students.errors import FewstepError, unknown
+from students.options import parse_assignments
+
+ENTRY_POINTS = "fewstep.students"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a name stands for. `min_steps`: the smallest step count the solver can run."""
+
+    target: str
+    summary: str
+    options: dict = field(default_factory=dict)
+    min_steps: int = 1
+
+
+STUDENTS = {
+    "ddpm": Entry("students.solvers.ancestral:ddpm", "ancestral sampling [2006.11239]"),
+    "euler_maruyama": Entry("students.solvers.sde:euler_maruyama", "reverse SDE, Euler-Maruyama [2011.13456]"),
+    "predictor_corrector": Entry("students.solvers.sde:predictor_corrector", "reverse SDE, Langevin [2011.13456]"),
+    "adaptive_sde": Entry("students.solvers.adaptive:adaptive_sde", "Gotta Go Fast; steps = NFE budget [2105.14080]"),
+    "ddim": Entry("students.solvers.euler:ddim", "DDIM, eta = 0 [2010.02502]"),
+    "euler": Entry("students.solvers.euler:euler", "Euler on the probability-flow ODE [2206.00364]"),
+    "heun": Entry("students.solvers.euler:heun", "Heun, last step Euler [2206.00364]"),
+    "dpm2": Entry("students.solvers.euler:dpm2", "midpoint at the geometric mean, last step Euler [2206.00364]"),
+    "edm_stochastic": Entry("students.solvers.euler:edm_stochastic", "Heun with churn [2206.00364]"),
+    "dpm_solver_2": Entry("students.solvers.dpm_solver:dpm_solver", "singlestep, order 2 [2206.00927]", {"order": 2}),
+    "dpm_solver_3": Entry("students.solvers.dpm_solver:dpm_solver", "singlestep, order 3 [2206.00927]", {"order": 3}),
+    "dpm_solver": Entry("students.solvers.dpm_solver:dpm_solver_fast", "DPM-Solver-fast; steps = NFE [2206.00927]"),
+    "dpm_solver_pp": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp", "DPM-Solver++ 2M [2211.01095]"),
+    "dpm_solver_pp_3m": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp", "3M [2211.01095]", {"order": 3}),
+    "dpm_solver_pp_2s": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp_2s", "singlestep 2S [2211.01095]"),
+    "dpm_solver_pp_sde": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp_sde", "SDE-2M [2211.01095]"),
+    "unipc": Entry("students.solvers.unipc:unipc", "UniPC, order 3, B2 [2302.04867]"),
+    "unipc_2": Entry("students.solvers.unipc:unipc", "UniPC, order 2, B2 [2302.04867]", {"order": 2}),
+    "deis": Entry("students.solvers.deis:deis", "tAB-DEIS, order 3 [2204.13902]"),
+    "pndm": Entry("students.solvers.pndm:pndm", "PNDM, Runge-Kutta warm-up [2202.09778]", min_steps=4),
+    "ipndm": Entry("students.solvers.pndm:ipndm", "iPNDM, lower-order warm-up [2202.09778]"),
+    "ipndm_v": Entry("students.solvers.pndm:ipndm_v", "iPNDM with variable-step coefficients"),
+    "rk45": Entry("students.solvers.adaptive:rk45", "Dormand-Prince; steps = NFE budget"),
+}
+_TRAJECTORY = "students.distillation.trajectory"
+
+# Distillation methods (students/distillation); a trained one is a student.
+METHODS = {
+    name: Entry(target, summary)
+    for name, target, summary in (
+        ("knowledge", f"{_TRAJECTORY}.knowledge:Knowledge", "DDIM's noise-image pairs, one step [2101.02388]"),
+        ("progressive", f"{_TRAJECTORY}.progressive:Progressive", "two steps into one, again [2202.00512]"),
+        ("guidance", f"{_TRAJECTORY}.guidance:Guidance", "guidance scale as input, then halved [2210.03142]"),
+        ("rectified_flow", f"{_TRAJECTORY}.rectified_flow:RectifiedFlow", "the 1-flow, from data [2209.03003]"),
+        ("reflow", f"{_TRAJECTORY}.rectified_flow:Reflow", "the 2-flow, on the 1-flow's pairs [2209.03003]"),
+        ("reflow_3", f"{_TRAJECTORY}.rectified_flow:Reflow3", "the 3-flow, on the 2-flow's pairs"),
+        ("reflow_distilled", f"{_TRAJECTORY}.knowledge:ReflowDistilled", "the 2-flow in one step [2309.06380]"),
+        ("consistency", f"{_TRAJECTORY}.consistency:ConsistencyDistillation", "CD, Heun teacher [2303.01469]"),
+        (
+            "consistency_training",
+            f"{_TRAJECTORY}.consistency_training:ConsistencyTraining",
+            "CT, from scratch [2303.01469]",
+        ),
+        ("ict", f"{_TRAJECTORY}.consistency_training:ImprovedConsistencyTraining", "iCT, from scratch [2310.14189]"),
+        ("ecm", f"{_TRAJECTORY}.consistency_training:EasyConsistencyTuning", "a teacher tuned on data [2406.14548]"),
+        ("scm", f"{_TRAJECTORY}.scm:ContinuousConsistency", "sCD, continuous time [2410.11081]"),
+        ("tract", f"{_TRAJECTORY}.tract:Tract", "whole intervals, self-teacher, two stages [2303.04248]"),
+        ("lcm", f"{_TRAJECTORY}.lcm:LatentConsistency", "consistency of the guided ODE [2310.04378]"),
+        ("ctm", f"{_TRAJECTORY}.ctm:ConsistencyTrajectory", "from any time to any other [2310.02279]"),
+        ("boot", f"{_TRAJECTORY}.boot:Boot", "data-free, signal-ODE [2306.05544]"),
+        ("meanflow", f"{_TRAJECTORY}.meanflow:MeanFlow", "average velocity, from scratch [2505.13447]"),
+        ("dsno", f"{_TRAJECTORY}.dsno:TrajectoryOperator", "the whole trajectory in one call [2211.13449]"),
+        ("genie", f"{_TRAJECTORY}.genie:Genie", "DDIM's second-order term in a small head [2210.05475]"),
+    )
+}
+# How a model samples that is no denoiser of a diffusion: a name only after a model.
+CONSISTENCY = "consistency"
+SAMPLERS = {
+    CONSISTENCY: Entry("students.samplers.consistency:consistency", "multistep consistency sampling [2303.01469]")
+}
+
+SOLVER, SCHEDULER, TRAINED, OBJECT = "solver", "scheduler", "trained", "object"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec.
+
+    name: what tables show. kind: SOLVER (of STUDENTS, or the sampler of a model), SCHEDULER (of diffusers), TRAINED
+    (the weights of a distillation method, `head`), OBJECT (anybody's). target: `package.module:attribute` of the
+    object behind it. entry: its line in one of the tables above, if there is one.
+    model: the checkpoint it samples from, `family:name` or `file:PATH`, instead of the task's teacher.
+    """
+
+    name: str
+    kind: str
+    head: str
+    target: str
+    options: dict
+    entry: Entry | None = None
+    model: str | None = None
+
+
+def parse(text: str) -> Spec:
+    """Read a spec; raises FewstepError for an unknown name (with the nearest one) or an option without a value."""
+    from students.models.cards import FILE, families
+
+    head, *rest = text.split(":")
+    argument = ":".join(part for part in rest if "=" not in part)
+    if head not in STUDENTS and head in (FILE, *families()) and (argument or head not in METHODS):
+        return _parse_model(text, head, *(rest or [""]))
+    options = _options(rest, text)
+    if head in STUDENTS and not argument:
+        entry = STUDENTS[head]
+        return Spec(text, SOLVER, head, entry.target, entry.options | options, entry)
+    if head in METHODS and not argument:
+        return Spec(text, TRAINED, head, METHODS[head].target, options, METHODS[head])
+    if head == "diffusers" and argument:
+        target = "students.solvers.diffusers_adapter:DiffusersStudent"
+        return Spec(text, SCHEDULER, head, target, {"scheduler": argument} | options)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == head and not argument:
+            return Spec(text, OBJECT, head, point.value, options)
+    if argument and head in (*STUDENTS, *METHODS):
+        raise FewstepError(f"cannot read {argument!r} in {text!r}: options are written {head}:key=value,key=value")
+    if argument:
+        return Spec(text, OBJECT, head, f"{head}:{argument}", options)
+    forms = ["diffusers:<SchedulerClass>", "package.module:attribute", "<family>:<checkpoint>", "file:<path>:<solver>"]
+    raise unknown("student", head, [*STUDENTS, *METHODS, *forms])
+
+
+def _parse_model(text: str, family: str, name: str, *rest: str) -> Spec:
+    """Read `family:name[:solver][:options]`."""
+    from students.models.cards import FILE, load_card
+
+    model = f"{family}:{name}"
+    card = None if family == FILE else load_card(model)
+    own = None if card is None else card.solver or CONSISTENCY
+    solver, options = (rest[0], rest[1:]) if rest and "=" not in rest[0] else (own, rest)
+    if solver is None:
+        raise FewstepError(f"{text!r} names no solver: write {model}:heun, or {model}:{CONSISTENCY}")
+    if card and card.levels and (solver != own or (options and card.kind == "generator")):
+        raise FewstepError(f"{model} is a {card.kind}, which samples by itself: write {model}, without a solver")
+    if solver in SAMPLERS:
+        entry = SAMPLERS[solver]
+        inner = Spec(text, SOLVER, solver, entry.target, _options(options, text), entry)
+    else:
+        inner = parse(":".join([solver, *options]))
+    if inner.kind == TRAINED:
+        raise FewstepError(f"{text!r}: {solver} has a network of its own; name it alone, or train it on that teacher")
+    if inner.model:
+        raise FewstepError(f"{text!r} names two models: a solver follows the first")
+    own_options = card.options or {} if card and solver == own else {}
+    return replace(inner, name=text, options=own_options | inner.options, model=model)
+
+
+def _options(parts: Iterable[str], text: str) -> dict:
+    """The options of a spec, of those of its parts that hold `key=value,key=value`; lists are in brackets."""
+    assignments = (a for part in parts if "=" in part for a in re.split(r",(?![^\[]*\])", part))
+    return parse_assignments(assignments, repr(text), texts=("weights",))
+
+
+def import_object(target: str):
+    """The object named by `package.module:attribute`. The current folder is searched too.
+
+    Raises FewstepError if the module or the attribute is not there.
+    """
+    module_name, _, attribute = target.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            from students.models.cards import families
+
+            close = difflib.get_close_matches(module_name, [*STUDENTS, *METHODS, *families()], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise FewstepError(
+                f"cannot import {module_name!r} of {target!r}: no module {error.name!r} in the current folder "
+                f"or among the installed packages{hint}"
+            ) from error
+        raise
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise FewstepError(f"module {module_name!r} has no attribute {attribute!r}") from error
