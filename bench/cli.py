@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--batch-size", type=_whole, metavar="N", help="of sampling (default: the task's)")
     run.add_argument("--extractor", metavar="NAME", help="of features (default: the task's)")
     run.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="begin no cell after that")
+    run.add_argument("--workers", type=_whole, metavar="N", help="processes on this machine (default: what is fastest)")
     run.add_argument("--save-images", action="store_true", help="also keep every image as PNG, beside its cell")
 
     listing = command("list", _list, "tasks, students and metrics by name")
@@ -99,7 +100,7 @@ def _whole(text: str) -> int:
 def _run(arguments) -> int:
     from bench import report, sweep
     from bench.plan import check_metrics, plan
-    from bench.results import FAILED, Store
+    from bench.store import FAILED, Store
     from bench.tasks import load_task
 
     default = load_task(arguments.task)
@@ -109,19 +110,35 @@ def _run(arguments) -> int:
     scales = arguments.guidance or task.guidance
     check_metrics(task, metrics)
     if arguments.nfe:
-        runs = sweep.runs_for_budgets(task, names, arguments.nfe, scales, arguments.device, arguments.dtype)
+        from bench.budgets import runs_for_budgets
+
+        runs = runs_for_budgets(task, names, arguments.nfe, scales, arguments.device, arguments.dtype)
     else:
         runs = [(name, n, w) for name in names for w in scales for n in arguments.steps or task.steps]
     cells = plan(task, runs, arguments.dtype)
     store = Store(arguments.out, task.name)
     records = sweep.run(
-        cells, task, store, metrics, arguments.device, arguments.dtype, arguments.save_images, arguments.time_limit
+        cells,
+        task,
+        store,
+        metrics,
+        arguments.device,
+        arguments.dtype,
+        arguments.save_images,
+        arguments.time_limit,
+        arguments.workers,
     )
     report.print_table(records, task, store)
     _say_written(report.write(task, store, arguments.out, report.variant_folder(task, default)))
-    failed = [record for record in records if record["status"] == FAILED]
-    for record in failed:
-        print(f"error: {record['student']} at {record['steps']} steps: {record['reason']}", file=sys.stderr)
+    failed = [(record, record["reason"]) for record in records if record["status"] == FAILED]
+    failed += [
+        (record, f"{name}: {reason}")
+        for record in records
+        for name, reason in record.get("failures", {}).items()
+        if name in metrics
+    ]
+    for record, reason in failed:
+        print(f"error: {record['student']} at {record['steps']} steps: {reason}", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -133,6 +150,8 @@ def _asked(task, arguments):
         raise FewstepError("--time-limit must be a number of seconds, got nan")
     if arguments.save_images and task.kind != "image":
         raise FewstepError(f"task {task.name!r} has no images: leave --save-images out")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise FewstepError(f"--workers must be at least 1, got {arguments.workers}")
     for key in ("samples", "seed_blocks", "batch_size"):
         value = getattr(arguments, key, None)
         if value is not None:
@@ -150,31 +169,9 @@ def _say_written(paths: list[Path]) -> None:
 
 
 def _list(arguments) -> int:
-    from bench.measure import METRICS
-    from bench.tasks import FOLDER, load_task, task_names
-    from students.registry import METHODS, STUDENTS
+    from bench.listing import lines
 
-    sections = {
-        "tasks": (f"tasks ({FOLDER})", {name: load_task(name).summary for name in task_names()}),
-        "students": (
-            "students",
-            {name: entry.summary for name, entry in (STUDENTS | METHODS).items()}
-            | {
-                "<method>:weights=DIR": "a distillation method, with the weights that you trained",
-                "diffusers:<Class>": "any scheduler of diffusers, by class name",
-                "module:attribute": "your own solver function, Student, or factory of one",
-            },
-        ),
-        "metrics": (
-            "metrics",
-            {name: f"{metric.summary} ({metric.kind} tasks)" for name, metric in METRICS.items()},
-        ),
-    }
-    for key in [arguments.what] if arguments.what else sections:
-        title, lines = sections[key]
-        print(title)
-        for name, summary in lines.items():
-            print(f"  {name:<22}{summary}")
+    print("\n".join(lines(arguments.what)))
     return 0
 
 
@@ -191,13 +188,14 @@ def _leaderboard(arguments) -> int:
     from bench import report
 
     for task, store in _stored(arguments):
-        print(f"wrote {report.write_leaderboard(task, store, arguments.out)}")
+        for path in report.write_leaderboard(task, store, arguments.out):
+            print(f"wrote {path}")
     return 0
 
 
 def _stored(arguments):
     """The tasks named, or all that have cells, each with its store."""
-    from bench.results import Store
+    from bench.store import Store
     from bench.tasks import load_task, task_names
 
     tasks = [load_task(name) for name in arguments.tasks or task_names()]

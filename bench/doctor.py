@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from students.datafiles import VARIABLE, data_root
-from students.recipes import UNTRAINED
 
 REQUIRED = (
-    "torch", "torchvision", "diffusers", "torch-fidelity", "open-clip-torch", "lpips", "pandas", "matplotlib",
-    "pyyaml", "scikit-learn", "scipy", "safetensors", "tqdm", "filelock", "torchode", "timm", "accelerate",
+    "torch", "torchvision", "diffusers", "torch-fidelity", "open-clip-torch", "lpips", "pandas", "matplotlib", "pyyaml",
+    "numpy", "pillow", "scikit-learn", "scipy", "safetensors", "tqdm", "threadpoolctl", "filelock", "torchode", "timm",
+    "accelerate",
 )  # fmt: skip
 OPTIONAL = {"torchsde": "diffusers:DPMSolverSDEScheduler"}
 
@@ -78,20 +78,24 @@ def _devices() -> list[str]:
 
 def _shipped() -> list[tuple[str, str]]:
     """What ships, and what is wrong with it and the remedy, if anything is."""
-    from bench.measure import EXTRACTORS
-    from students.recipes import RECIPES, teacher_weights
+    from bench.measure.extractors import EXTRACTORS
+    from students.models.teachers import TEACHERS, teacher_weights
 
-    teachers = [(f"teacher of {name}", _problem(teacher_weights(name))) for name in RECIPES if name not in UNTRAINED]
+    teachers = [
+        (f"teacher of {name}", _problem(teacher_weights(name)))
+        for name, entry in TEACHERS.items()
+        if entry.recipe and entry.ships
+    ]
     extractors = [(f"extractor {name}", entry.problem()) for name, entry in EXTRACTORS.items() if entry.ships]
     return teachers + extractors
 
 
 def _not_shipped() -> list[tuple[str, str]]:
     """What is looked for below the data root, and what to do where it is missing."""
-    from bench.measure import EXTRACTORS
-    from students.cards import all_cards
+    from bench.measure.extractors import EXTRACTORS
     from students.data import cifar10_problem
-    from students.perceptual import lpips_problem
+    from students.models.cards import all_cards
+    from students.training.perceptual import lpips_problem
 
     found = [("CIFAR-10", cifar10_problem()), ("LPIPS (squeeze)", lpips_problem())]
     found += [(f"extractor {name}", entry.problem()) for name, entry in EXTRACTORS.items() if not entry.ships]
@@ -102,8 +106,8 @@ def _not_shipped() -> list[tuple[str, str]]:
 
 
 def _problem(path: Path) -> str:
-    from students.checkpoints.safetensors_file import verified_hash
     from students.errors import WeightsError
+    from students.models.weights import verified_hash
 
     try:
         verified_hash(path)

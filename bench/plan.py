@@ -1,28 +1,44 @@
-"""The plan of a sweep: which cells there are, and what each one's numbers depend on.
+"""The plan of a sweep: which cells there are, what each one's numbers depend on, and how it is cut into shards.
 
 Imports no torch, so that a run whose cells are all present only reads them.
 """
 
-import functools
 import math
 import sys
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 
-from bench.identity import code_hash, digest
-from bench.measure import METRICS, extractor_identity, extractor_problem
+from bench.identity import digest
+from bench.measure import METRICS
+from bench.measure.extractors import extractor_identity, extractor_problem
+from bench.subjects import data_code, student_identity, teacher_identity
 from bench.tasks import Task
-from students.cards import check_fits, model_identity
-from students.checkpoints.safetensors_file import verified_hash
-from students.distillation import weights_files
 from students.errors import FewstepError, unknown
-from students.recipes import EXACT, RECIPES, UNCONDITIONAL, teacher_weights, weights_folder
-from students.registry import METHODS, Spec, parse
+from students.models.cards import check_fits
+from students.spec import parse
 
-DIFFUSERS = "students.solvers.diffusers_adapter:"
-NETWORKS = {"image": "students.networks.unet", "vector": "students.networks.mlp"}  # of our own teachers and students
 REAL = "real"  # the pseudo-student that answers with held-out data: the floor
+SHARD = 5000  # samples
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all cells of a run have in common and no cell says: plain and small, so that it travels to any process.
+
+    device: a name, such as "cuda". run: tells runs apart, so that none finds what another one loaded.
+    """
+
+    task: Task
+    metrics: tuple[str, ...]
+    device: str = "cpu"
+    dtype: str = "float32"
+    save_images: bool = False
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def needs(self, representation: str) -> bool:
+        """Whether a metric, of the task or asked for, compares this representation."""
+        return any(representation in METRICS[name].needs for name in {*self.task.metrics, *self.metrics})
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,17 @@ class Cell:
         guidance = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
         return f"{self.student}, {self.steps} steps{guidance}, block {self.seed_block}"
 
+    def shards(self, batch_size: int) -> list[range]:
+        """Its seeds in parts of about SHARD, of whole batches; the floor, which draws none, has one part.
+
+        They are the same whoever computes them, so that the numbers are too.
+        """
+        if self.student == REAL:
+            return [range(0)]
+        first, end = self.identity["seeds"]
+        size = max(1, SHARD // batch_size) * batch_size
+        return [range(start, min(start + size, end)) for start in range(first, end, size)]
+
 
 def resolve_extractor(task: Task, asked: str | None = None) -> Task:
     """The task with the extractor asked for; else its own, or the other it names where the weights of that are missing.
@@ -59,7 +86,7 @@ def resolve_extractor(task: Task, asked: str | None = None) -> Task:
         raise FewstepError(f"task {task.name!r} compares vectors as they are: leave --extractor out")
     if asked:
         return replace(task, extractor=asked)
-    if task.extractor_otherwise and (problem := extractor_problem(task.extractor)):
+    if task.extractor_otherwise and (problem := extractor_problem(task.extractor)):  # type: ignore[arg-type]
         print(f"note: measuring with {task.extractor_otherwise}, because {problem}", file=sys.stderr)
         return replace(task, extractor=task.extractor_otherwise)
     return task
@@ -92,7 +119,7 @@ def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float
         "reference": {"data": task.data, "code": data_code(task.data)},
         "extractor": task.extractor and extractor_identity(task.extractor),
     }
-    teacher = _teacher(task.teacher)
+    teacher = teacher_identity(task.teacher)
     cells = [Cell(REAL, 0, 1.0, 0, common | {"student": REAL})]
     for name, steps, guidance in dict.fromkeys(runs):
         if not math.isfinite(guidance):
@@ -104,7 +131,7 @@ def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float
         spec = parse(name)
         if spec.model:
             check_fits(spec.model, task.shape, task.classes)
-        student = _student(name, task)
+        student = student_identity(name, task)
         for block in range(task.seed_blocks):
             identity = common | {
                 "student": student,
@@ -116,59 +143,3 @@ def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float
             }
             cells.append(Cell(name, steps, float(guidance), block, identity))
     return cells
-
-
-@functools.cache
-def _student(name: str, task: Task) -> dict:
-    """What identifies a student: its object, options and code, and its weights where it has its own.
-
-    For a third party's also what it says of itself.
-    """
-    spec = parse(name)
-    module = spec.target.partition(":")[0]
-    distilled = spec.entry in METHODS.values()
-    identity = {
-        "target": spec.target,
-        "options": ({} if spec.model or distilled else {"grid": task.grid}) | spec.options,
-        "code": [code_hash(module), code_hash("students.base")],
-    }
-    if distilled:
-        identity["code"].append(code_hash(NETWORKS[task.kind]))
-        identity["weights"] = _distilled_weights(spec, identity["options"].pop("weights", None), task)
-    if spec.model:
-        identity |= model_identity(spec.model) | {"reader": code_hash("students.pretrained")}
-    if not module.startswith("students."):
-        from bench.loading import identify
-
-        identity |= identify(name, task)
-    if spec.target.startswith(DIFFUSERS):
-        identity["diffusers"] = version("diffusers")
-    return identity
-
-
-def _distilled_weights(spec: Spec, folder, task: Task) -> dict[str, str]:
-    """Stage -> the verified hash of its weights, in a folder or among those that ship."""
-    files = weights_files(folder or weights_folder(task.teacher), spec.name.partition(":")[0], task.teacher)
-    return {stage: verified_hash(path) for stage, path in files.items()}
-
-
-def _teacher(name: str) -> dict:
-    if ":" in name:
-        from bench.loading import teacher_hash
-
-        return {"name": name, "code": code_hash(name.partition(":")[0]), "weights": teacher_hash(name)}
-    if name in EXACT:
-        return {"name": name, "code": data_code(name)}
-    if name not in (*RECIPES, *UNCONDITIONAL):
-        raise unknown("teacher", name, [*RECIPES, *UNCONDITIONAL, *EXACT])
-    kind = "image" if len(RECIPES[UNCONDITIONAL.get(name, name)].shape) == 3 else "vector"
-    return {"name": name, "weights": verified_hash(teacher_weights(name)), "code": code_hash(NETWORKS[kind])}
-
-
-def data_code(name: str) -> list[str]:
-    """The hashes of the code that makes a data set; of a third party's, which may read files, also of the data."""
-    if ":" in name:
-        from bench.loading import data_hash
-
-        return [code_hash(name.partition(":")[0]), data_hash(name)]
-    return [code_hash("students.data", only=name), code_hash("students.diffusion.analytic")]

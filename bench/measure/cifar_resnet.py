@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_fidelity import FeatureExtractorBase
 
-from students.checkpoints.safetensors_file import load_into
 from students.errors import WeightsError
+from students.models.weights import load_into
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: what the weights were trained with
 CLASSES = 10

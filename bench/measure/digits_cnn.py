@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_fidelity import FeatureExtractorBase
 
-from students.checkpoints.safetensors_file import load_into, load_weights, save_weights
 from students.data import load_data
 from students.errors import FewstepError
+from students.models.weights import load_into, load_weights, save_weights
 
 WEIGHTS = Path(__file__).parent.parent / "weights" / "digits_cnn.safetensors"
 
@@ -122,7 +122,7 @@ def train(path: Path, seed: int = 0, epochs: int = EPOCHS) -> dict:
         for _ in range(epochs):
             for rows in torch.randperm(len(images), generator=generator).split(BATCH_SIZE):
                 _, logits = network(augmented(images[rows], generator))
-                loss = F.cross_entropy(logits, labels[rows])
+                loss = F.cross_entropy(logits, labels[rows])  # type: ignore[index]
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

@@ -14,8 +14,8 @@ from torch_fidelity import FeatureExtractorBase
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, resize
 
-from students.checkpoints.openai import read_state_dict
-from students.checkpoints.safetensors_file import load_into
+from students.models.checkpoints.openai import read_state_dict
+from students.models.weights import load_into
 
 SIZE, PATCH = 224, 14
 NETWORK = {"embed_dim": 1024, "depth": 24, "num_heads": 16}

@@ -1,4 +1,6 @@
-"""From samples to rows of features: 8-bit images, and the extractors of torch-fidelity by name."""
+"""Feature extractors by name: rows of features, and of logits, of 8-bit images."""
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -6,28 +8,14 @@ from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from bench.identity import state_hash
-from bench.measure import EXTRACTORS
 from bench.measure.digits_cnn import DigitsExtractor
+from bench.measure.extractors import EXTRACTORS
 from students.errors import FewstepError, one_line, unknown
-from students.registry import import_object
+from students.spec import import_object
 
 # torch_fidelity.calculate_metrics(feature_extractor="digits-cnn", ...)
 if "digits-cnn" not in FEATURE_EXTRACTORS_REGISTRY:
     register_feature_extractor("digits-cnn", DigitsExtractor)
-
-
-def to_uint8(x: Tensor, rounding: str = "round") -> Tensor:
-    """Images in [-1, 1] to 8 bits, values outside clipped; raises FewstepError for another rounding rule.
-
-    round: floor(127.5 (x + 1) + 1/2), which is also EDM's floor(127.5 x + 128). Inverts v / 127.5 - 1.
-    truncate: floor(127.5 (x + 1)), the rule of ADM and consistency models; darker by half a level on average.
-    """
-    levels = (x.float() + 1) * 127.5
-    if rounding == "round":
-        levels = levels + 0.5
-    elif rounding != "truncate":
-        raise unknown("rounding", rounding, ("round", "truncate"))
-    return levels.floor().clamp(0, 255).to(torch.uint8)
 
 
 class Extractor:
@@ -70,9 +58,9 @@ def load_extractor(name: str, device="cpu") -> Extractor:
     if not (isinstance(cls, type) and issubclass(cls, FeatureExtractorBase)):
         raise FewstepError(f"{name!r} is no feature extractor: give a subclass of torch_fidelity.FeatureExtractorBase")
     try:
-        features, logits = (cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc"))
+        features, logits = (cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc"))  # type: ignore[attr-defined]
         layers = [features] if logits == features else [features, logits]
-        if entry is None or entry.ships:
+        if entry is None or isinstance(entry.weights, Path):
             module = cls(name, layers)
             digest = getattr(module, "weights_hash", None) or state_hash([module])
         else:
@@ -83,5 +71,5 @@ def load_extractor(name: str, device="cpu") -> Extractor:
     except Exception as error:  # it may be anybody's
         raise FewstepError(f"cannot load extractor {name!r}: {one_line(error)}") from error
     on_cpu = torch.device(device).type == "cpu"
-    batch_size = entry and ((on_cpu and entry.cpu_batch_size) or entry.batch_size)
+    batch_size = None if entry is None else (on_cpu and entry.cpu_batch_size) or entry.batch_size
     return Extractor(name, module, device, digest, batch_size)

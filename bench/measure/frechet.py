@@ -64,4 +64,4 @@ def sample_distance(generated: dict[str, FeatureStats], reference: Reference) ->
 
 def exact_distance(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float]:
     """Fréchet distance of vectors to the exact moments of the mixture."""
-    return _distance(generated["samples"], FeatureStats.from_moments(*reference.mixture.moments()))
+    return _distance(generated["samples"], FeatureStats.from_moments(*reference.mixture.moments()))  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_fidelity import FeatureExtractorBase
 
-from students.checkpoints.safetensors_file import load_into
+from students.models.weights import load_into
 
 SIZE = 299
 

@@ -1,5 +1,6 @@
 """Time and memory: device-synchronised, warm-up excluded, the networks' share apart."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 
 MIB = 2**20
+LEAST_CALLS = 3
+TIMED_BATCHES = 2
+SPARE_SECONDS = 1.0
 
 
 def synchronise(device: torch.device) -> None:
@@ -24,8 +28,13 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
     return {"median_ms": float(median), "p90_ms": float(p90)}
 
 
-def measure_latency(run: Callable[[], object], device, repeats: int = 10, warmup: int = 2) -> dict[str, float]:
-    """The `summary` of `repeats` timed calls of `run`, after `warmup` calls that do not count."""
+def measure_latency(
+    run: Callable[[], object], device, repeats: int = 10, warmup: int = 2, enough: float = math.inf
+) -> list[float]:
+    """The seconds of `repeats` calls of `run`, after `warmup` calls that do not count.
+
+    They are as few as LEAST_CALLS where these take `enough` seconds together: what is slow varies less.
+    """
     device = torch.device(device)
     seconds = []
     for i in range(warmup + repeats):
@@ -35,7 +44,26 @@ def measure_latency(run: Callable[[], object], device, repeats: int = 10, warmup
         synchronise(device)
         if i >= warmup:
             seconds.append(time.perf_counter() - start)
-    return summary(seconds)
+        if len(seconds) >= LEAST_CALLS and sum(seconds) >= enough:
+            break
+    return seconds
+
+
+def measure_throughput(batches: Sequence[tuple[int, float]], again: Callable[[int], float]) -> dict[str, float]:
+    """Milliseconds an image in batches of the full size: median and 90th percentile of those that are warm.
+
+    batches: (images, seconds) in the order they were drawn. The first of the full size warms up and does not count.
+    If none is left, `again(size)` draws one more and gives its seconds; up to TIMED_BATCHES are drawn so, as long as
+    another one promises to end within SPARE_SECONDS.
+    """
+    size = max(length for length, _ in batches[-2:])
+    warm = [seconds for length, seconds in batches if length == size][1:]
+    spare = SPARE_SECONDS
+    while not warm or (len(warm) < TIMED_BATCHES and warm[-1] <= spare):
+        warm.append(again(size))
+        spare -= warm[-1]
+    times = summary([seconds / size for seconds in warm])
+    return {"throughput_batch": size, "throughput_ms": times["median_ms"], "throughput_p90_ms": times["p90_ms"]}
 
 
 class NetworkClock:

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from students.diffusion.analytic import GaussianMixture
@@ -124,8 +124,8 @@ class FeatureStats:
         if self.count < rows:
             raise FewstepError(f"needs statistics of at least {rows} rows, got {self.count}")
 
-    def save(self, path: Path) -> None:
-        """Write to one safetensors file."""
+    def tensors(self) -> dict[str, Tensor]:
+        """All there is to know, as `from_tensors` takes it."""
         tensors = {
             "count": torch.tensor(float(self.count), dtype=torch.float64),
             "mean": self._mean.contiguous(),
@@ -133,22 +133,49 @@ class FeatureStats:
         }
         if self.keep_rows:
             tensors["rows"] = self.rows() if self.count else torch.zeros(0, 0)
-        save_file(tensors, path)
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        count = tensors["count"]
+        stats = cls(keep_rows="rows" in tensors)
+        stats.count = count.item() if count.isinf() else int(count)
+        stats._mean, stats._scatter = tensors["mean"], tensors["scatter"]
+        if stats.keep_rows and stats.count:
+            stats._rows = [tensors["rows"]]
+        return stats
+
+    def __reduce__(self):
+        """Pickle as arrays: torch would send tensors to another process through shared memory and file handles."""
+        return _from_arrays, ({name: tensor.numpy() for name, tensor in self.tensors().items()},)
+
+    def to_bytes(self) -> bytes:
+        """The content of one safetensors file."""
+        return save(self.tensors())
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """Read what `to_bytes` gave; raises FewstepError if it is cut short or something else."""
+        try:
+            return cls.from_tensors(load(content))
+        except (SafetensorError, KeyError) as error:
+            raise FewstepError(f"cannot read statistics ({error})") from error
+
+    def save(self, path: Path) -> None:
+        """Write to one safetensors file."""
+        save_file(self.tensors(), path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote; raises FewstepError if the file is missing, cut short or something else."""
         try:
-            tensors = load_file(path)
-            count, mean, scatter = (tensors[key] for key in ("count", "mean", "scatter"))
+            return cls.from_tensors(load_file(path))
         except (OSError, SafetensorError, KeyError) as error:
             raise FewstepError(f"cannot read statistics from {path} ({error})") from error
-        stats = cls(keep_rows="rows" in tensors)
-        stats.count = count.item() if count.isinf() else int(count)
-        stats._mean, stats._scatter = mean, scatter
-        if stats.keep_rows and stats.count:
-            stats._rows = [tensors["rows"]]
-        return stats
+
+
+def _from_arrays(arrays: dict) -> FeatureStats:
+    return FeatureStats.from_tensors({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 @dataclass(frozen=True)

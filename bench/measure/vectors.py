@@ -1,5 +1,7 @@
 """Vector samples against an exact Gaussian mixture: sliced Wasserstein distance, modes found, outliers."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 from scipy.stats import chi2, norm
 from torch import Tensor
@@ -11,6 +13,9 @@ PROJECTIONS = 256
 SEED = 0
 COVERED_SIGMAS, OUTLIER_SIGMAS = 3, 4
 COVERED_SHARE = 0.5
+_known_projections: WeakKeyDictionary[FeatureStats, Tensor] = (
+    WeakKeyDictionary()
+)  # of real rows, for all cells of a run
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = PROJECTIONS, seed: int = SEED) -> float:
@@ -19,10 +24,20 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = PROJECTIONS, see
     The root mean square, over random directions, of the 1-d Wasserstein-2 distance of the projected samples,
     which is exact for any N and M. The directions are fixed by the seed. In float64.
     """
-    a, b = a.double(), b.double()
-    directions = torch.randn(projections, a.shape[1], generator=torch.Generator().manual_seed(seed), dtype=a.dtype)
+    return _distance(*(sorted_projections(rows, projections, seed) for rows in (a, b)))
+
+
+def sorted_projections(rows: Tensor, projections: int = PROJECTIONS, seed: int = SEED) -> Tensor:
+    """The rows (N, D) along each direction, in order: (projections, N) float64."""
+    rows = rows.double()
+    directions = torch.randn(
+        projections, rows.shape[1], generator=torch.Generator().manual_seed(seed), dtype=rows.dtype
+    )
     directions = directions / directions.norm(dim=1, keepdim=True)
-    a, b = ((directions @ rows.T).sort(dim=1).values for rows in (a, b))
+    return (directions @ rows.T).sort(dim=1).values
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
     # both quantile functions are constant between consecutive multiples of 1 / N and of 1 / M
     edges = torch.cat([torch.arange(1, n + 1, dtype=a.dtype) / n for n in (a.shape[1], b.shape[1])]).sort().values
     widths = edges.diff(prepend=edges.new_zeros(1))
@@ -65,10 +80,13 @@ def outlier_fraction(mixture: GaussianMixture, x: Tensor) -> float:
 
 def swd(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float]:
     """`sliced_wasserstein` to the training half, which are exact samples of the mixture."""
-    return (sliced_wasserstein(generated["samples"].rows(), reference.train["samples"].rows()),)
+    real = reference.train["samples"]
+    if real not in _known_projections:
+        _known_projections[real] = sorted_projections(real.rows())
+    return (_distance(sorted_projections(generated["samples"].rows()), _known_projections[real]),)
 
 
 def modes(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float, float]:
     """`mode_coverage` and `outlier_fraction`."""
     x = generated["samples"].rows()
-    return mode_coverage(reference.mixture, x), outlier_fraction(reference.mixture, x)
+    return mode_coverage(reference.mixture, x), outlier_fraction(reference.mixture, x)  # type: ignore[arg-type]

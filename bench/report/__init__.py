@@ -1,6 +1,6 @@
 """Tables, plots, sample grids and leaderboards, from the store alone: no network runs here.
 
-The files of this package are functions of a DataFrame of cells (bench/results.py `frame`); the three functions
+The files of this package are functions of a DataFrame of cells (bench/store.py `frame`); the three functions
 below give them the cells of a task. Importing the package imports nothing heavy.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.measure import METRICS, metric_columns
 from bench.plan import REAL
 from bench.report.files import safe_name
-from bench.results import Store, frame, latest
+from bench.store import Store, frame, latest
 from bench.tasks import Task
 from students.errors import FewstepError
 
@@ -38,9 +38,13 @@ def write(task: Task, store: Store, out: Path, folder: str) -> list[Path]:
     return write_report(cells, folder, metric, directions(task), out)
 
 
-def write_leaderboard(task: Task, store: Store, out: Path) -> Path:
-    """Write `out/leaderboards/<task>.md` with a part for each of the task's `variants`; returns its path."""
-    from bench.report import leaderboard
+def write_leaderboard(task: Task, store: Store, out: Path) -> list[Path]:
+    """Write `out/leaderboards/<task>.md` with a part for each of the task's `variants`, and its tables in README.md
+    and docs.
+
+    Returns the paths of what was written.
+    """
+    from bench.report import leaderboard, readme
 
     parts = []
     for variant in variants(task, store):
@@ -53,7 +57,8 @@ def write_leaderboard(task: Task, store: Store, out: Path) -> Path:
             about["not the task's protocol"] = f"which has {task.samples} samples, extractor `{task.extractor}`"
         cells, metric = _cells(store.cells(), variant, store)
         parts.append((cells, metric, directions(variant), about))
-    return leaderboard.write_leaderboard(parts, out)
+    cells, metric, better, _ = parts[0]
+    return [leaderboard.write_leaderboard(parts, out), *readme.update_all(Path(out), cells, task.name, metric, better)]
 
 
 def variants(task: Task, store: Store) -> list[Task]:
@@ -76,7 +81,7 @@ def variant_folder(task: Task, default: Task) -> str:
     """`cifar10`, or `cifar10/inception768-1000-samples`: what differs from the task as its file says."""
     parts = [task.extractor] if task.extractor != default.extractor else []
     parts += [f"{task.samples}-samples"] if task.samples != default.samples else []
-    return f"{task.name}/{safe_name('-'.join(parts))}" if parts else task.name
+    return f"{task.name}/{safe_name('-'.join(parts))}" if parts else task.name  # type: ignore[arg-type]
 
 
 def directions(task: Task) -> dict[str, str]:

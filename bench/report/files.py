@@ -1,23 +1,19 @@
 """Writing a report's files: whole or not at all, and not again when nothing changed."""
 
 import io
-import os
 import re
 from pathlib import Path
 
+from students import files
 from students.errors import FewstepError
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write under a temporary name, then rename. Raises FewstepError if the folder cannot be written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
+        return files.write_atomically(path, content)
     except OSError as error:
         raise FewstepError(f"cannot write {path}: {error.strerror}; give another folder with --out") from error
-    return path
 
 
 def is_current(path: Path, inputs: str) -> bool:

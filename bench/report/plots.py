@@ -204,7 +204,7 @@ def _scale_up(axes, values: pd.Series) -> None:
 def _nfe_ticks(points: pd.DataFrame) -> list[float]:
     """Measured NFE to label as far as there is room: those that are also step counts first, then the commonest."""
     counts = points["nfe"].round().value_counts()
-    ticks = []
+    ticks: list[float] = []
     for value in sorted(counts.index, key=lambda nfe: (nfe not in set(points["steps"]), -counts[nfe], nfe)):
         if all(abs(math.log2(value / tick)) > 0.5 for tick in ticks):
             ticks.append(value)

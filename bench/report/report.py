@@ -1,5 +1,6 @@
 """reports/<task>: results.csv, the tables, plots and sample grids. A picture whose inputs are unchanged is kept."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pandas as pd
 from bench.identity import code_hash, digest
 from bench.report.costs import training_text
 from bench.report.files import is_current, png, safe_name, write_atomically
-from bench.report.tables import PROTOCOL, REAL, aggregate, latency_text, protocols, to_text, write_results
+from bench.report.latencies import latency_text
+from bench.report.tables import PROTOCOL, REAL, TIMED, aggregate, protocols, to_text, write_results
 
 TITLES = {"nfe": "network evaluations", "latency_ms": "latency"}
 
@@ -16,25 +18,35 @@ TITLES = {"nfe": "network evaluations", "latency_ms": "latency"}
 def write_report(cells: pd.DataFrame, name: str, metric: str, better: dict[str, str], out_dir: Path) -> list[Path]:
     """Write `out_dir/reports/<name>`; returns the paths of its files.
 
-    The protocol with the most samples gives quality_nfe and quality_latency; others name in theirs what differs.
-    Latencies of different devices are never in one plot. Raises FewstepError if the folder cannot be written.
+    What another run of the same machine measures again to the last digit lies in the folder itself, what does not in
+    its folder `latency`: times and memory. The protocol with the most samples gives quality_nfe and quality_latency;
+    others name in theirs what differs. Latencies of different devices are never in one plot. Raises FewstepError if
+    the folder cannot be written.
     """
     folder = Path(out_dir) / "reports" / name
+    times = folder / "latency"
     task_name = cells["task"].iloc[0]
-    texts = [to_text(cells, metric, better), training_text(cells, metric, better), latency_text(cells)]
-    text = "\n\n".join(filter(None, texts))
+    texts = [to_text(cells, metric, better), training_text(cells, metric, better)]
     paths = [
-        write_results(cells, folder / "results.csv"),
-        write_atomically(folder / "table.md", f"# {name}\n\n```\n{text}\n```\n".encode()),
+        write_results(cells.drop(columns=TIMED, errors="ignore"), folder / "results.csv"),
+        _write_text(folder / "table.md", name, texts),
     ]
+    if text := latency_text(cells):
+        paths += [write_results(cells, times / "results.csv"), _write_text(times / "table.md", name, [text])]
     groups = protocols(cells)
     for group in groups:
         picture = f"quality_nfe{_suffix(group, groups[0])}"
         paths += _write_plot(group, metric, "nfe", better, folder / picture, task_name)
         for i, (device, rows) in enumerate(_devices(group)):
             picture = f"quality_latency{_suffix(group, groups[0])}{f'-{safe_name(device)}' if i else ''}"
-            paths += _write_plot(rows, metric, "latency_ms", better, folder / picture, task_name)
+            paths += _write_plot(rows, metric, "latency_ms", better, times / picture, task_name)
     return paths + _write_training(cells, folder / "training", task_name) + _write_grids(cells, folder / "samples")
+
+
+def _write_text(path: Path, title: str, texts: list[str]) -> Path:
+    """A page of tables, as they are printed."""
+    text = "\n\n".join(filter(None, texts))
+    return write_atomically(path, f"# {title}\n\n```\n{text}\n```\n".encode())
 
 
 def _suffix(group: pd.DataFrame, main: pd.DataFrame) -> str:
@@ -102,16 +114,26 @@ def _write_figure(path: Path, inputs: str, draw: Callable) -> list[Path]:
 
 
 def _write_grids(cells: pd.DataFrame, folder: Path) -> list[Path]:
-    """One sample grid a student; real samples set the axes of vector tasks."""
+    """One sample grid a student; real samples set the axes of vector tasks.
+
+    A grid is of its samples, not of the cells that hold them: those of another code version are other cells.
+    """
+    from bench.report.grids import stored_samples
+
+    def content(path: str) -> str:
+        samples = stored_samples(path)
+        return "" if samples is None else hashlib.sha256(samples.tobytes()).hexdigest()
+
     paths, code = [], code_hash("bench.report.grids")
     real = cells[(cells["student"] == REAL) & (cells["status"] == "ok")].nlargest(1, "samples")
     drawable = cells[(cells["status"] == "ok") & (cells["seed_block"] == 0)]
     for student, rows in drawable.groupby("student"):
         path = folder / f"{safe_name(student)}.png"
-        drawn = pd.concat([rows, real])[["cell", "steps", "nfe"]]
+        drawn = pd.concat([rows, real])[["path", "steps", "nfe"]]
+        drawn["path"] = drawn["path"].map(content)
         inputs = digest({"code": code, "rows": drawn.to_csv(index=False)})
         if not is_current(path, inputs):
-            from bench.report.grids import sample_grid, stored_samples
+            from bench.report.grids import sample_grid
 
             picture = sample_grid(rows, stored_samples(real["path"].iloc[0]) if len(real) else None)
             if picture is None:

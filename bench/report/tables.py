@@ -14,6 +14,7 @@ WIDTH = 120
 PROTOCOL = ["samples", "guidance", "dtype", "rounding"]
 KEYS = ["task", "version", *PROTOCOL, "student", "steps"]
 TIMES = ["latency_ms", "latency_p90_ms", "throughput_ms", "throughput_p90_ms", "network_ms"]
+TIMED = [*TIMES, "throughput_batch", "peak_memory_mb"]  # what no two runs measure alike
 ONCE = {
     "setup_nfe": "mean",
     "throughput_batch": "first",
@@ -30,11 +31,17 @@ def _present(names, cells: pd.DataFrame) -> list[str]:
     return [name for name in names if name in cells]
 
 
+def _union(column: pd.Series) -> str:
+    """The words of all rows, each once."""
+    return " ".join(sorted({word for words in column for word in words.split()}))
+
+
 def aggregate(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per (student, steps, protocol): every measured column as mean, `_std` (ddof 1) and `_min` over blocks.
 
     Cells that differ in samples, guidance, dtype or rounding are never averaged. A row has numbers only if all its
-    blocks are "ok", a `_std` only if there are at least two, and times only if one device took them.
+    blocks are "ok", a `_std` only if there are at least two, and times only if one device took them. `failed` names the
+    columns whose metric failed in a block, spaces between: of these there is no number either.
     Raises FewstepError for cells of the family "published": quoted numbers are never mixed with measured ones.
     """
     if (cells["family"] == "published").any():
@@ -49,12 +56,17 @@ def aggregate(cells: pd.DataFrame) -> pd.DataFrame:
         status=("status", lambda column: next((s for s in ("failed", "unsupported") if s in set(column)), "ok")),
         reason=("reason", lambda column: "; ".join(dict.fromkeys(filter(None, column)))),
         device=("device", lambda column: " + ".join(sorted(set(column)))),
+        **{name: (name, _union) for name in _present(["failed"], cells)},
         **{name: (name, how) for name, how in ONCE.items() if name in cells},
     )
     numbers = [name for name in cells.select_dtypes("number") if name not in {*keys, "seed_block", *ONCE}]
     spread = groups[numbers].agg(["mean", "std", "min"])
     spread.columns = [name if how == "mean" else f"{name}_{how}" for name, how in spread.columns]
     spread[table["status"] != "ok"] = math.nan
+    failed = table["failed"] if "failed" in table else table["status"].map(lambda _: "")
+    for name in sorted(set(_union(failed).split()) & set(numbers)):
+        lacking = failed.map(lambda columns, name=name: name in columns.split())
+        spread.loc[lacking, [name, f"{name}_std", f"{name}_min"]] = math.nan
     mixed = table["device"].str.contains(" + ", regex=False)
     spread.loc[mixed, [name for name in spread if name.removesuffix("_std").removesuffix("_min") in TIMES]] = math.nan
     return table.join(spread).reset_index()
@@ -128,9 +140,12 @@ def quality_table(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> p
     order, _ = ranked(table, metric, better)
     label = "mean ± std" if (table["blocks"] > 1).any() else "mean"
     shown = {"ok": plus_minus, "unsupported": lambda *_: "–", "failed": lambda *_: "failed"}
+    failed = table["failed"] if "failed" in table else [""] * len(table)
     table["value"] = [
-        shown[status](mean, std)
-        for status, mean, std in zip(table["status"], table[metric], table[f"{metric}_std"], strict=True)
+        shown["failed" if metric in columns.split() else status](mean, std)
+        for status, columns, mean, std in zip(
+            table["status"], failed, table[metric], table[f"{metric}_std"], strict=True
+        )
     ]
     table["evaluations"] = table["nfe"].map(lambda nfe: "" if math.isnan(nfe) else f"{nfe:.1f}".removesuffix(".0"))
     floor = table.loc[table["student"] == REAL, "value"]
@@ -147,40 +162,10 @@ def quality_table(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> p
     return result.rename_axis(index=None)
 
 
-def latency_table(cells: pd.DataFrame) -> pd.DataFrame | None:
-    """Students x steps for one protocol, as text: milliseconds for one image, and an image of the throughput batch.
-
-    Medians over draws, means over seed blocks; None where nothing was timed on one device.
-    """
-    table = aggregate(cells[cells["student"] != REAL])
-    if not {"latency_ms", "throughput_ms"} <= set(table) or table["latency_ms"].isna().all():
-        return None
-    columns = {}
-    for steps, rows in table.groupby("steps"):
-        rows = rows.set_index("student")
-        heading = f"{steps} step{'s' * (steps > 1)}"
-        for name, label in (("latency_ms", "batch 1"), ("throughput_ms", "in batch")):
-            columns[heading, label] = rows[name].map(lambda value: "" if math.isnan(value) else f"{value:.3g}")
-    order = table.groupby("student")["latency_ms"].min().sort_values().index
-    return pd.DataFrame(columns).reindex(order).fillna("").rename_axis(index=None)
-
-
-def latency_text(cells: pd.DataFrame) -> str:
-    """The latency tables of all protocols, ready to print; empty where nothing was timed."""
-    blocks = []
-    for group in protocols(cells):
-        for device, rows in group[group["student"] != REAL].groupby("device"):
-            if (table := latency_table(rows)) is not None:
-                size = " or ".join(f"{n:.0f}" for n in sorted(rows["throughput_batch"].dropna().unique()))
-                heading = f"{rows['task'].iloc[0]}: milliseconds an image on {device}, alone and in a batch of {size}"
-                blocks.append("\n".join([heading, describe(rows), "", table.to_string()]))
-    return "\n\n".join(blocks)
-
-
 def footnotes(cells: pd.DataFrame) -> list[str]:
-    """Why cells have no number: `heun 1: ...`, one line a student and reason; and a floor of fewer samples."""
+    """Why cells lack a number: `heun 1: ...`, one line a student and reason; and a floor of fewer samples."""
     table = aggregate(cells)
-    missing = table[table["status"] != "ok"]
+    missing = table[(table["status"] != "ok") | (table["reason"] != "")]
     notes = [
         f"{student} {', '.join(map(str, rows['steps']))}: {reason or rows['status'].iloc[0]}"
         for (student, reason), rows in missing.groupby(["student", "reason"])

@@ -23,17 +23,18 @@ class Task:
     """A task; the keys of its YAML file are these fields.
 
     version: raise it when the meaning of the task's numbers changes; it is part of every cell's id.
-    data: a name of students/data.py. teacher: a name of students/recipes.py. Either may be
+    data: a name of students/data.py. teacher: a name of students/models/teachers.py. Either may be
         `package.module:attribute` of a function without arguments.
     shape: (C, H, W) of an image or (D,) of a vector. classes: how many, or null for an unconditional task.
-    students: specs (students/registry.py) of the default sweep. grid: the time grid of every solver that
+    students: specs (students/spec.py) of the default sweep. grid: the time grid of every solver that
         names none. steps: the default step counts.
     samples: per seed block, compared with the training half of the data. seed_blocks: block k is the seeds
         k * samples ... (k + 1) * samples - 1. guidance: scales of classifier-free guidance; 1 is none.
-    extractor: a name of bench/measure EXTRACTORS, or null for a vector task. extractor_otherwise: where its weights
+    extractor: a name of bench/measure/extractors.py, or null for a vector task. extractor_otherwise: where its weights
         are missing.
     metrics: names of bench/measure METRICS. primary: the one whose first column plots and leaderboards rank by.
     rounding: of samples to 8 bits, "round" or "truncate". batch_size: of sampling; the throughput batch.
+    threads: of each process that computes on a CPU; more than one pays only for large networks with cores to spare.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Task:
     guidance: tuple[float, ...] = (1.0,)
     rounding: str = "round"
     extractor_otherwise: str | None = None
+    threads: int = 1
 
     @property
     def kind(self) -> str:
@@ -104,9 +106,9 @@ def _checked(content: dict, path: Path) -> Task:
     task = Task(**values)
     if task.rounding not in ROUNDINGS:
         raise FewstepError(f"{path}: {unknown('rounding', task.rounding, ROUNDINGS)}")
-    for key in ("samples", "seed_blocks", "batch_size", "version"):
-        if values[key] < 1:
-            raise FewstepError(f"{path}: key {key!r} must be at least 1, got {values[key]}")
+    for key in ("samples", "seed_blocks", "batch_size", "version", "threads"):
+        if (value := getattr(task, key)) < 1:
+            raise FewstepError(f"{path}: key {key!r} must be at least 1, got {value}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", task.name):
         raise FewstepError(f"{path}: key 'name' names folders: letters, digits, '_', '.' and '-', got {task.name!r}")
     for key in ("students", "steps", "metrics", "guidance"):

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from bench.cli import main
-from bench.results import Store
-from students.recipes import teacher_weights
+from bench.store import Store
+from students.models.teachers import teacher_weights
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--samples", "64", "--seed-blocks", "2", "--batch-size", "48"]
@@ -45,7 +45,7 @@ def test_run_measures_and_reports(task, column, tmp_path, capsys):
         assert name in printed
     assert "64" in printed, "a quick look is labelled with its sample count"
     report = tmp_path / "reports" / task / "64-samples"
-    for name in ("results.csv", "quality_nfe.png", "quality_nfe.svg", "quality_latency.png", "quality_latency.svg"):
+    for name in ("quality_nfe.png", "quality_nfe.svg", "latency/quality_latency.png", "latency/quality_latency.svg"):
         assert (report / name).stat().st_size > 0
     assert (report / "samples" / "heun.png").exists()
     table = pd.read_csv(report / "results.csv").set_index(["student", "steps"])
@@ -128,12 +128,14 @@ BAD = {
     "a device without arithmetic": (["run", "digits", "--device", "meta"], "device 'meta' is not there"),
     "guidance that is no number": (["run", "digits", "--guidance", "nan"], "finite"),
     "an option that is no number": (["run", "digits", "--students", "ddim:eta=.nan"], "finite numbers"),
-    "an option that is text": (["run", "digits", "--students", "ddim:eta=x"], "eta must be a number, got 'x'"),
+    "an option that is text": (["run", "digits", "--students", "ddim:eta=x"], "must be a number from 0 to 1, got 'x'"),
     "an option that cannot be read": (["run", "digits", "--students", "ddim:eta={a"], "cannot read the value"),
     "an extractor of vectors": (["run", "gaussians", "--extractor", "inception"], "leave --extractor out"),
     "images of vectors": (["run", "gaussians", "--save-images"], "has no images"),
     "agreement without classes": (["run", "cifar10", "--metrics", "agreement"], "compares with classes, and cifar10"),
     "a time limit that is no number": (["run", "digits", "--time-limit", "nan"], "--time-limit must be a number"),
+    "no workers": (["run", "digits", "--workers", "0"], "--workers must be at least 1, got 0"),
+    "workers that are no number": (["run", "digits", "--workers", "two"], "'two' is no whole number"),
     "an unknown extractor": (["run", "digits", "--extractor", "incepton"], "did you mean 'inception'"),
     "a folder that is not there": (["run", "digits", "--data-root", "nowhere"], "is no folder"),
     "nothing stored": (["leaderboard", "digits"], "has no cells of digits"),
@@ -175,7 +177,7 @@ def test_spoiled_weights_are_noticed_before_any_work(spoil, message, tmp_path, m
     for suffix in (".safetensors", ".json"):
         copy.with_suffix(suffix).write_bytes(shipped.with_suffix(suffix).read_bytes())
     spoil(copy)
-    monkeypatch.setattr("bench.plan.teacher_weights", lambda name: copy)
+    monkeypatch.setattr("students.models.teachers.teacher_weights", lambda name: copy)
     assert main(["run", "digits", "--steps", "1", "--students", "ddim", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -184,16 +186,16 @@ def test_spoiled_weights_are_noticed_before_any_work(spoil, message, tmp_path, m
 
 THIRD_PARTY = """
 import torch
-from students.base import Student
+from students.student import Student
 
 class Bad(Student):
     shape, classes = (1, 8, 8), 10
     def __init__(self, fault):
         self.network, self.fault = torch.nn.Identity(), fault
-    def sample(self, n_steps, seeds=range(16), labels=None, guidance=1.0):
+    def sample(self, n_steps, seeds=range(16), conditions=None, guidance=1.0):
         x = self.network(torch.zeros(len(seeds), 1, 8, 8))
         return {
-            "shape": x[:, 0], "nan": x / 0, "range": x + 2, "count": x[1:], "integers": x.long(), "list": x.tolist(),
+            "shape": x[:, 0], "nans": x / 0, "range": x + 2, "count": x[1:], "integers": x.long(), "list": x.tolist(),
         }[self.fault]
 """
 
@@ -204,7 +206,7 @@ class Bad(Student):
         ("shape", "must return a tensor"),
         ("count", "must return a tensor"),
         ("list", "must return a tensor"),
-        ("nan", "NaN or infinity"),
+        ("nans", "NaN or infinity"),
         ("range", "values in [2, 2]: images must lie in [-1, 1]"),
         ("integers", "must return float32"),
     ],
@@ -226,7 +228,7 @@ def test_a_third_party_student_at_fault_is_a_failed_cell_and_the_others_go_on(
 
 MUTATING = """
 import torch
-from students.base import Student
+from students.student import Student
 
 class Mutating(Student):
     supported_steps = (1, 2, 4)
@@ -234,9 +236,9 @@ class Mutating(Student):
         torch.nn.init.zeros_(next(denoiser.network.parameters()))
         self.denoiser, self.seedless = denoiser, seedless
         self.shape, self.classes = denoiser.shape, denoiser.classes
-    def generate(self, n_steps, noise, labels, guidance):
+    def generate(self, n_steps, noise, conditions, guidance):
         eps = torch.randn(len(noise.seeds), *self.shape) if self.seedless else noise()
-        return self.denoiser(80 * eps, self.denoiser.schedule.t_max, labels)
+        return self.denoiser(80 * eps, self.denoiser.schedule.t_max, conditions)
 """
 
 
@@ -283,12 +285,20 @@ def test_a_budget_beyond_what_a_student_supports_takes_its_most(mutating, tmp_pa
     assert cells == {(mutating, 2), (mutating, 4), ("ddim", 3), ("ddim", 9)}
 
 
-def test_too_few_samples_for_a_metric_keep_the_others(tmp_path, capsys):
+def test_a_failing_metric_leaves_the_others_their_numbers(tmp_path, capsys):
     arguments = ["run", "digits", "--students", "ddim", "--steps", "1", "--samples", "2", "--seed-blocks", "1"]
-    assert main([*arguments, "--metrics", "fd", "prc", "--out", str(tmp_path)]) == 2
-    assert "prc: precision and recall need more than 3 samples" in capsys.readouterr().err
+    arguments += ["--out", str(tmp_path), "--metrics"]
+    assert main([*arguments, "fd", "prc"]) == 2
+    printed, reason = capsys.readouterr(), "prc: precision and recall need more than 3 samples"
+    assert f"error: ddim at 1 steps: {reason}" in printed.err
+    assert f"ddim 1: {reason}" in " ".join(printed.out.split()) and "failed" not in printed.out.split("ddim 1:")[0]
     cell = next(cell for cell in Store(tmp_path, "digits").cells() if cell["steps"])
-    assert cell["metrics"].keys() == {"fd_digits_cnn"} and cell["nfe"] == 1
+    assert cell["status"] == "ok" and cell["nfe"] == 1
+    assert cell["metrics"].keys() == {"fd_digits_cnn"} and cell["failures"].keys() == {"prc"}
+    table = pd.read_csv(tmp_path / "reports/digits/2-samples/results.csv").set_index("student").loc["ddim"]
+    assert table["fd_digits_cnn"] > 0 and table["failed"] == "precision_digits_cnn recall_digits_cnn"
+    assert main([*arguments, "fd"]) == 0, "nobody asks for what failed"
+    assert main([*arguments, "prc"]) == 2, "what failed is tried again"
 
 
 def test_time_is_up_between_cells(tmp_path, capsys):

@@ -8,9 +8,9 @@ import pytest
 
 from bench.cli import main
 from bench.plan import plan
-from bench.results import Store, frame
+from bench.store import Store, frame
 from bench.tasks import load_task
-from students.checkpoints.safetensors_file import load_weights, save_weights
+from students.models.weights import load_weights, save_weights
 from students.training.distill import train_method
 
 TASK = load_task("gaussians")
@@ -36,7 +36,7 @@ def test_the_id_is_of_the_weights_and_not_of_their_folder(weights, tmp_path):
     assert ids(copy, replace(TASK, grid="uniform")) == ids(weights), "it has noise levels of its own"
     assert not set(ids(copy, steps=2)) & set(ids(weights))
     identity = plan(TASK, [(f"consistency:weights={copy}", 1, 1.0)])[1].identity["student"]
-    assert list(identity["weights"]) == [""] and str(copy) not in json.dumps(identity)
+    assert list(identity["stages"]) == [""] and str(copy) not in json.dumps(identity)
     path = copy / "other" / "consistency.safetensors"
     state, record = load_weights(copy / "consistency.safetensors")
     save_weights(path, {name: 2 * tensor for name, tensor in state.items()}, record)
@@ -46,9 +46,10 @@ def test_the_id_is_of_the_weights_and_not_of_their_folder(weights, tmp_path):
 def test_a_method_in_stages_is_identified_by_all_of_them(weights, tmp_path):
     state, record = load_weights(weights / "consistency.safetensors")
     for stage in ("8", "4"):
-        save_weights(tmp_path / f"progressive-{stage}.safetensors", state, record | {"stage": stage})
+        as_staged = record | {"stage": stage, "method": "progressive"}
+        save_weights(tmp_path / f"progressive-{stage}.safetensors", state, as_staged)
     cell = plan(TASK, [(f"progressive:weights={tmp_path}", 4, 1.0)])[1]
-    assert cell.identity["student"]["weights"].keys() == {"4", "8"}
+    assert cell.identity["student"]["stages"].keys() == {"4", "8"}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_method_in_stages_is_identified_by_all_of_them(weights, tmp_path):
     [
         (lambda path: path.unlink(), "no weights of consistency in"),
         (lambda path: path.write_bytes(path.read_bytes()[:-10]), "cut short"),
-        (lambda path: path.with_suffix(".json").unlink(), "lack their record"),
+        (lambda path: path.with_suffix(".json").unlink(), "consistency.json cannot be read"),
     ],
 )
 def test_missing_or_spoiled_weights_are_noticed_before_any_work(spoil, message, weights, tmp_path, capsys):

@@ -1,6 +1,11 @@
 """Cell ids change when anything that matters changes, and not otherwise."""
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +15,7 @@ from bench.tasks import load_task
 from students.errors import FewstepError
 
 TASK = load_task("digits")
+ROOT = Path(__file__).parents[2]
 
 
 def ids(task=TASK, runs=(("ddim", 4, 1.0),), dtype="float32"):
@@ -86,3 +92,40 @@ def test_digest_rejects_what_is_not_plain_json():
         digest({"a": {1, 2}})
     with pytest.raises(FewstepError, match="finite numbers"):
         digest({"a": float("nan")})
+
+
+IDS = """
+from bench.plan import plan
+from bench.tasks import load_task
+import sys
+for name in ("digits", "gaussians"):
+    task = load_task(name)
+    print([cell.id for cell in plan(task, [(spec, 2, 1.0) for spec in task.students])])
+assert "torch" not in sys.modules, "planning loads no torch"
+"""
+
+
+@pytest.mark.slow
+def test_training_code_is_no_part_of_a_cell(tmp_path):
+    for package in ("students", "bench"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def planned():
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-c", IDS]
+        return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+
+    before = planned()
+    trains = [*tmp_path.glob("students/distillation/**/*.py"), *tmp_path.glob("students/training/**/*.py")]
+    for path in trains:
+        path.write_text(path.read_text() + "\nANOTHER_STATEMENT = 1\n")
+    assert len(trains) > 10 and planned() == before
+    solvers = tmp_path / "students/solvers/euler.py"
+    solvers.write_text(solvers.read_text() + "\nANOTHER_STATEMENT = 1\n")
+    assert planned() != before
+
+
+@pytest.mark.parametrize("module", ["bench.plan", "bench.report", "bench.store", "bench.cli", "bench.executors"])
+def test_modules_that_import_no_torch(module):
+    code = f"import sys, {module}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

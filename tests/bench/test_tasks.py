@@ -6,8 +6,8 @@ import yaml
 from bench.measure import METRICS
 from bench.tasks import load_task, task_names
 from students.errors import FewstepError
-from students.recipes import EXACT, RECIPES, UNCONDITIONAL
-from students.registry import parse
+from students.models.teachers import entry, recipe
+from students.spec import parse
 
 
 def write(tmp_path, **changes):
@@ -26,8 +26,8 @@ def test_shipped_tasks_name_only_what_exists(name):
     for metric in task.metrics:
         assert METRICS[metric].kind == task.kind
     assert task.name == name
-    recipe = RECIPES.get(UNCONDITIONAL.get(task.teacher, task.teacher))
-    assert task.grid == getattr(recipe, "grid", EXACT.get(task.teacher)), "students.load samples as the task does"
+    own_grid = entry(task.teacher).grid or recipe(task.teacher).grid
+    assert task.grid == own_grid, "students.load samples as the task does"
 
 
 def test_a_copy_with_changes_loads(tmp_path):
@@ -41,6 +41,7 @@ def test_a_copy_with_changes_loads(tmp_path):
         ({"samples": "many"}, "key 'samples' must be a whole number, got 'many'"),
         ({"samples": True}, "key 'samples' must be a whole number"),
         ({"samples": 0}, "at least 1"),
+        ({"threads": 0}, "key 'threads' must be at least 1, got 0"),
         ({"steps": [1, 2.5]}, "key 'steps' must be a list, each a whole number"),
         ({"steps": 4}, "must be a list"),
         ({"teacher": "REMOVE"}, "key 'teacher' is missing"),

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import loading
+from bench import third_party as parts
 from bench.cli import main
 from bench.plan import plan
-from bench.results import Store
+from bench.store import Store
 from bench.tasks import load_task
 
 MODULE = """
@@ -17,13 +17,13 @@ import torch
 from torch_fidelity import FeatureExtractorBase
 
 from students.data import load_data
-from students.teachers import load_teacher
+from students.models.load import load_teacher
 
 def content():
     return torch.load("content.pt")
 
 def teacher():
-    denoiser = load_teacher("digits")
+    denoiser = load_teacher("digits").denoiser
     with torch.no_grad():
         next(denoiser.parameters()).mul_(content())
     return denoiser
@@ -76,7 +76,7 @@ def third_party(tmp_path, monkeypatch):
 
 def write_content(value):
     torch.save(torch.tensor(float(value)), "content.pt")
-    for known in (loading.teacher_hash, loading.extractor_hash, loading.data_hash):
+    for known in (parts.teacher_hash, parts.extractor_hash, parts.data_hash):
         known.cache_clear()  # another process would know nothing
 
 
@@ -111,6 +111,6 @@ def test_an_extractor_at_fault(third_party, name, message, capsys):
 
 def test_where_to_write_is_tried_before_long_work(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("bench.evaluate.Evaluator.prepare", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr("bench.evaluate.prepare", lambda *_: pytest.fail("work has begun"))
     assert main([*QUICK, "--out", str(tmp_path / "file")]) == 2
     assert "--out" in capsys.readouterr().err

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.evaluate import Evaluator
+from bench.context import context_of
 from bench.measure.faithfulness import SOLVER, STEPS, distances
-from bench.plan import Cell, plan
-from bench.results import Store
+from bench.plan import Cell, Setup, plan
+from bench.store import Store
+from bench.sweep import _Sweep, run
 from bench.tasks import load_task
 
 DIGITS = replace(load_task("digits"), samples=16, seed_blocks=1, batch_size=10)
@@ -19,20 +20,14 @@ METRICS = {"digits": "faithfulness", "gaussians": "faithfulness_vector"}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("bench.evaluate.LATENCY_RUNS", 1)
+    monkeypatch.setattr("bench.evaluate.LATENCY_CALLS", 1)
 
 
-def measured(task, folder, *runs, evaluator=None):
+def measured(task, folder, *runs):
     """The metrics of each (student, steps, guidance)."""
     task = replace(task, metrics=(METRICS[task.name],))
-    evaluator = evaluator or Evaluator(task, task.metrics, "cpu", "float32")
-    store = Store(folder, task.name)
-    store.open()
-    cells = plan(task, runs)
-    for cell in cells:
-        with store.claim(cell.id):
-            evaluator.complete(cell, store)
-    return [store.load(cell.id)["metrics"] for cell in cells[1:]], store.load(cells[0].id)["metrics"]
+    real, *records = run(plan(task, runs), task, Store(folder, task.name), task.metrics)
+    return [record["metrics"] for record in records], real["metrics"]
 
 
 def test_distances():
@@ -59,17 +54,21 @@ def test_images_are_compared_under_the_same_classes_and_guidance(tmp_path):
         assert max(teacher, guided) < 1e-4 and 0 < close < 0.3 * stochastic and math.isnan(real[column])
 
 
-def test_the_teachers_samples_are_drawn_once(tmp_path):
-    task = replace(GAUSSIANS, metrics=("faithfulness_vector",))
-    evaluator = Evaluator(task, task.metrics, "cpu", "float32")
-    drawn, sample = [], evaluator.trajectories.sample
+def test_the_teachers_samples_are_drawn_once(tmp_path, monkeypatch):
+    drawn, setups = [], []
 
-    def counted(steps, seeds, **arguments):
-        drawn.append((steps, seeds))
-        return sample(steps, seeds, **arguments)
+    def counted(setup):
+        context = context_of(setup)
+        if setup not in setups:
+            setups.append(setup)
+            sample = context.trajectories.sample
+            context.trajectories.sample = lambda steps, **given: (
+                drawn.append((steps, given["seeds"])) or sample(steps, **given)
+            )
+        return context
 
-    evaluator.trajectories.sample = counted
-    measured(task, tmp_path, ("ddim", 1, 1.0), ("ddim", 2, 1.0), ("ddpm", 1, 1.0), evaluator=evaluator)
+    monkeypatch.setattr("bench.evaluate.context_of", counted)
+    measured(GAUSSIANS, tmp_path, ("ddim", 1, 1.0), ("ddim", 2, 1.0), ("ddpm", 1, 1.0))
     assert drawn == [(STEPS, range(0, 32)), (STEPS, range(32, 50))]
 
 
@@ -81,5 +80,6 @@ def test_the_batch_size_does_not_matter(size, tmp_path):
 
 
 def test_a_student_of_another_model_has_no_teacher_here():
-    cell = Cell("file:my.safetensors:heun", 1, 1.0, 0, {"seeds": [0, 4]})
-    assert Evaluator(DIGITS, ["faithfulness"], "cpu", "float32")._teachers(cell, None) is None
+    sweep = _Sweep(Setup(DIGITS, ("faithfulness",)), None, None, 0.0)
+    assert not sweep._has_teacher(Cell("file:my.safetensors:heun", 1, 1.0, 0, {}))
+    assert sweep._has_teacher(Cell("ddim", 1, 1.0, 0, {}))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bench.report.plots import NAMED, pareto_front, quality_against, render, spread_out, training_curves
-from tests.bench.test_report_tables import BETTER, make_cells, tiny
+from tests.bench.report.test_tables import BETTER, make_cells, tiny
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=25)
 

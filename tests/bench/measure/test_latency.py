@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bench.measure import latency
-from bench.measure.latency import NetworkClock, PeakMemory, measure_latency, summary
+from bench.measure.latency import NetworkClock, PeakMemory, measure_latency, measure_throughput, summary
 
 
 def test_summary():
@@ -30,8 +30,15 @@ def test_warm_up_does_not_count(monkeypatch):
     clock = FakeClock(monkeypatch)
     durations = iter([9.0, 9.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     measured = measure_latency(lambda: clock.work(next(durations)), "cpu", repeats=5, warmup=2)
-    assert measured == pytest.approx({"median_ms": 300.0, "p90_ms": 460.0})
+    assert measured == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     assert list(durations) == []
+
+
+def test_what_is_slow_is_timed_less_often(monkeypatch):
+    clock = FakeClock(monkeypatch)
+    assert len(measure_latency(lambda: clock.work(1.0), "cpu", repeats=9, enough=0.5)) == 3
+    assert len(measure_latency(lambda: clock.work(1.0), "cpu", repeats=9, enough=5.0)) == 5
+    assert len(measure_latency(lambda: clock.work(1.0), "cpu", repeats=9)) == 9
 
 
 class Working(nn.Module):
@@ -85,7 +92,7 @@ def test_the_device_is_waited_for(monkeypatch):
 
     monkeypatch.setattr(latency, "synchronise", synchronise)
     measured = measure_latency(lambda: queued.append(0.25), "cuda", repeats=3, warmup=1)
-    assert measured["median_ms"] == pytest.approx(250.0)
+    assert measured == pytest.approx([0.25] * 3)
 
 
 def test_peak_memory_sees_what_is_freed_again():
@@ -117,4 +124,27 @@ def test_on_a_gpu():
     x = torch.randn(2048, 2048, device="cuda")
     start = time.perf_counter()
     measured = measure_latency(lambda: x @ x, "cuda", repeats=3)
-    assert 0 < measured["median_ms"] < 1000 * (time.perf_counter() - start)
+    assert 0 < sum(measured) < time.perf_counter() - start
+
+
+def throughput(batches, *later):
+    """The milliseconds an image, and how many more batches were drawn for it."""
+    more = iter(later)
+    found = measure_throughput(batches, lambda size: next(more))
+    return found["throughput_batch"], found["throughput_ms"], len(later) - len(list(more))
+
+
+def test_the_first_batch_warms_up():
+    assert throughput([(1000, 5.0), (1000, 0.005), (1000, 0.007)]) == pytest.approx((1000, 0.006, 0))
+    assert throughput([(1000, 5.0), (1000, 0.005)], 0.007, 9.0) == pytest.approx((1000, 0.006, 1))
+    assert throughput([(1000, 5.0)], 0.005, 0.007, 9.0) == pytest.approx((1000, 0.006, 2))
+
+
+def test_a_slow_student_draws_no_more_than_it_must():
+    assert throughput([(10, 90.0), (10, 80.0)], 1.0) == pytest.approx((10, 8000.0, 0))
+    assert throughput([(10, 90.0)], 80.0, 1.0) == pytest.approx((10, 8000.0, 1))
+
+
+def test_the_rest_is_no_full_batch_and_halved_batches_are_the_full_ones():
+    assert throughput([(4, 9.0), (4, 0.4), (4, 0.8), (1, 0.3)]) == pytest.approx((4, 150.0, 0))
+    assert throughput([(8, 9.0), (4, 9.0), (4, 0.4), (4, 0.8)]) == pytest.approx((4, 150.0, 0))

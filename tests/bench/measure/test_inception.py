@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from bench.measure import EXTRACTORS, FID, METRICS, extractor_identity, extractor_problem, metric_columns
+from bench.measure import FID, METRICS, metric_columns
+from bench.measure.extractors import EXTRACTORS, extractor_identity, extractor_problem
 from bench.measure.features import Extractor, load_extractor
 from bench.measure.inception import Inception768, InceptionTrunk
 from bench.measure.statistics import FeatureStats, Reference

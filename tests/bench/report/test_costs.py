@@ -8,7 +8,7 @@ import pytest
 from bench.report.costs import break_even, rival, training_table, training_text
 from bench.report.leaderboard import leaderboard
 from bench.report.tables import aggregate
-from tests.bench.test_report_tables import tiny
+from tests.bench.report.test_tables import tiny
 
 LOWER = {"fd": "lower"}
 SOLVERS = [("ddim", 2, 0, 9.0), ("ddim", 8, 0, 3.0), ("heun", 8, 0, 2.5), ("unipc", 16, 0, 1.0)]

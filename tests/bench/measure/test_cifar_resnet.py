@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench.measure import EXTRACTORS
 from bench.measure.cifar_resnet import CifarResNet, CifarResNetExtractor
+from bench.measure.extractors import EXTRACTORS
 from bench.measure.features import load_extractor
 from students.data import load_data
 from students.datafiles import MissingFile, data_root

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from bench.report.files import png, safe_name
 from bench.report.grids import LABEL, TITLE, sample_grid
 from bench.report.report import write_report
 from students.errors import FewstepError
-from tests.bench.test_report_tables import tiny
+from tests.bench.report.test_tables import tiny
 
 LOWER = {"fd": "lower"}
 
@@ -79,7 +80,8 @@ def small(tmp_path):
 def test_report_writes_its_files_and_keeps_unchanged_pictures(small, tmp_path):
     paths = write_report(small, "t", "fd", LOWER, tmp_path)
     folder = tmp_path / "reports" / "t"
-    names = {"results.csv", "table.md"} | {f"quality_{x}.{kind}" for x in ("nfe", "latency") for kind in ("png", "svg")}
+    names = {"results.csv", "table.md", "quality_nfe.png", "quality_nfe.svg"}
+    names |= {"latency/quality_latency.png", "latency/quality_latency.svg"}
     names |= {f"samples/{name}.png" for name in ("ddim", "diffusers-X", "real")}
     assert {str(path.relative_to(folder)) for path in paths} == names
     assert {path for path in folder.rglob("*") if path.is_file()} == set(paths)
@@ -88,6 +90,8 @@ def test_report_writes_its_files_and_keeps_unchanged_pictures(small, tmp_path):
     assert write_report(small, "t", "fd", LOWER, tmp_path) == paths
     assert all(path.stat().st_mtime_ns == before[path][0] for path in pictures)
     small.loc[small["student"] == "diffusers:X", ["fd", "cell"]] = 7.0, "other"
+    np.savez(Path(small.loc[small["student"] == "diffusers:X", "path"].iloc[0]) / "samples.npz", samples=images(9))
+    small.loc[small["student"] == "ddim", "cell"] = "the same samples"
     write_report(small, "t", "fd", LOWER, tmp_path)
     changed = {path.name for path in pictures if path.read_bytes() != before[path][1]}
     assert changed == {

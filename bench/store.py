@@ -8,16 +8,18 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
+from bench.measure import METRICS, metric_columns
 from students.errors import FewstepError
+from students.files import write_atomically, write_folder
 
 OK, UNSUPPORTED, FAILED = "ok", "unsupported", "failed"
+SCHEMA = 2  # of cell.json; 1, which does not say so, has no failures apart from `reason`
 IMAGES = "images"  # the folder of a cell's images, where they were asked for
 
 
@@ -58,6 +60,11 @@ class Store:
             raise FewstepError(f"cannot read {path} ({error}); delete {path.parent} to compute it again") from error
         if not (isinstance(record, dict) and record.get("id") == cell_id and {"status", "provenance"} <= record.keys()):
             raise FewstepError(f"{path} is not the record of that cell; delete {path.parent} to compute it again")
+        if (schema := record.get("schema", 1)) not in range(1, SCHEMA + 1):
+            raise FewstepError(
+                f"{path} is of form {schema}, this version reads 1 to {SCHEMA}: update it, or give another folder "
+                "with --out"
+            )
         return record
 
     def has_images(self, cell_id: str) -> bool:
@@ -77,46 +84,36 @@ class Store:
         finally:
             lock.release()
 
-    def save(self, cell: dict, write_arrays=None) -> None:
-        """Store a claimed cell under `cell["id"]`; `write_arrays(folder)` puts files beside its record.
+    def arrays(self, cell_id: str) -> dict[str, bytes]:
+        """The statistics stored with a cell, by representation."""
+        return {path.stem: path.read_bytes() for path in self.path(cell_id).glob("*.safetensors")}
+
+    def save(self, cell: dict, files: Mapping[str, bytes] | None = None) -> None:
+        """Store a claimed cell under `cell["id"]`, with files beside its record (`name` or `folder/name`).
 
         Raises FewstepError where the disk is full or the folder cannot be written; no part of the cell is left then.
         """
-        folder = self.path(cell["id"])
-        part = folder.with_name(f".part-{cell['id']}")
-        shutil.rmtree(part, ignore_errors=True)
-        with self._writing(part):
-            part.mkdir()
-            if write_arrays:
-                write_arrays(part)
-            (part / "cell.json").write_text(json.dumps(cell, indent=1) + "\n")
-            for path in part.iterdir():
-                _flush(path)
-            if folder.exists():
-                shutil.rmtree(folder)
-            part.rename(folder)
-            _flush(self.folder)
+
+        def write(folder: Path) -> None:
+            for name, content in {**(files or {}), "cell.json": _json(cell)}.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_bytes(content)
+
+        with self._writing():
+            write_folder(self.path(cell["id"]), write)
 
     def update(self, cell: dict) -> None:
         """Replace the record of a claimed cell that is already there, keeping its arrays; raises as `save` does."""
-        path = self.path(cell["id"]) / "cell.json"
-        part = path.with_name(".cell.json.part")
-        with self._writing(part):
-            part.write_text(json.dumps(cell, indent=1) + "\n")
-            _flush(part)
-            part.replace(path)
+        with self._writing():
+            write_atomically(self.path(cell["id"]) / "cell.json", _json(cell))
 
     @contextmanager
-    def _writing(self, part: Path) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, SafetensorError) as error:
-            if part.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-            else:
-                part.unlink(missing_ok=True)
+        except OSError as error:
             raise FewstepError(
-                f"cannot write to {self.folder} ({getattr(error, 'strerror', None) or error}): make room; "
+                f"cannot write to {self.folder} ({error.strerror or error}): make room; "
                 "finished cells are kept, and the same command goes on from them"
             ) from error
 
@@ -126,12 +123,8 @@ class Store:
         return sorted(filter(None, map(self.load, ids)), key=lambda cell: cell["provenance"]["finished"])
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _json(cell: dict) -> bytes:
+    return (json.dumps(cell, indent=1) + "\n").encode()
 
 
 # What makes two cells the same measurement: of these, `latest` keeps the one finished last.
@@ -143,7 +136,7 @@ def latest(cells: list[dict]) -> list[dict]:
     return list({tuple(cell.get(key) for key in KEYS): cell for cell in cells}.values())
 
 
-# What a distilled student's `training` says (students/distillation/load.py), and the columns of it.
+# What a distilled student's `training` says (students/samplers/load.py), and the columns of it.
 TRAINING = {
     "evaluations": "training_evaluations",
     "relative": "training_cost",
@@ -157,13 +150,14 @@ def frame(cells: list[dict], store: Store):
     """A pandas DataFrame, one row a cell: the columns of bench/report and every measured column."""
     import pandas as pd
 
-    nested = ("identity", "metrics", "latency", "training", "provenance", "seconds")
+    apart = {"schema", "identity", "metrics", "failures", "metric_code", "latency", "training", "provenance"}
     rows = [
         {
-            **{key: value for key, value in cell.items() if key not in nested},
+            **{key: value for key, value in cell.items() if key not in apart},
             **cell.get("metrics", {}),
             **cell.get("latency", {}),
             **_training(cell.get("training", {})),
+            **_failures(cell),
             "own_model": cell["identity"].get("teacher", {}) is None,
             "device": cell["provenance"]["device"],
             "cell": cell["id"],
@@ -177,3 +171,11 @@ def frame(cells: list[dict], store: Store):
 def _training(training: dict) -> dict:
     known = {column: training[key] for key, column in TRAINING.items() if key in training}
     return {column: math.nan if value is None else value for column, value in known.items()}
+
+
+def _failures(cell: dict) -> dict:
+    """`failed`: the columns whose metric failed, spaces between; `reason`: also why, of a cell that is otherwise ok."""
+    failures = cell.get("failures", {})
+    columns = [column for name in failures if name in METRICS for column in metric_columns(name, cell["extractor"])]
+    reasons = filter(None, [cell["reason"], *(f"{name}: {reason}" for name, reason in failures.items())])
+    return {"failed": " ".join(columns), "reason": "; ".join(reasons)}

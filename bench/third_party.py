@@ -1,16 +1,15 @@
-"""Loading a student for a task, and identifying what may be anybody's: students, teachers, extractors, data."""
+"""What may be anybody's: students, teachers, extractors and data by `module:attribute`, loaded and identified."""
 
 import functools
-
-from torch import nn
+import sys
+import uuid
 
 import students
-from bench.identity import state_hash, tensor_hash
+from bench.content import Unknown, content_hash
 from bench.tasks import Task
-from students.base import networks_of
 from students.data import load_data
 from students.errors import FewstepError, one_line
-from students.teachers import load_teacher
+from students.models.load import load_teacher
 
 
 def load_student(spec: str, task: Task, teacher, device="cpu", dtype: str = "float32"):
@@ -19,15 +18,14 @@ def load_student(spec: str, task: Task, teacher, device="cpu", dtype: str = "flo
         return students.load(spec, task=teacher, grid=task.grid, device=device, dtype=dtype)
     except FewstepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FewstepError(f"cannot load student {spec!r}: {one_line(error)}") from error
 
 
 @functools.cache
 def teacher_hash(name: str) -> str:
-    """The hash of the weights of a third party's teacher; of a plain callable, which shows none, that of nothing."""
-    teacher = load_teacher(name)
-    return state_hash([teacher] if isinstance(teacher, nn.Module) else [])
+    """The hash of what a third party's teacher holds."""
+    return _hash(name, load_teacher(name).denoiser)
 
 
 @functools.cache
@@ -41,12 +39,19 @@ def extractor_hash(name: str) -> str:
 @functools.cache
 def data_hash(name: str) -> str:
     """The hash of a third party's data."""
-    data = load_data(name)
-    halves = (data.train, data.heldout)
-    return tensor_hash(tensor for half in halves for tensor in (half.samples, half.labels) if tensor is not None)
+    return _hash(name, load_data(name))
 
 
 def identify(spec: str, task: Task) -> dict:
-    """What a third party's student depends on beside its code: its `options`, and the hash of its networks' weights."""
+    """What a third party's student depends on beside its code: its `options`, and the hash of all that it holds."""
     student = load_student(spec, task, task.teacher)
-    return {"own_options": getattr(student, "options", {}), "weights": state_hash(networks_of(student))}
+    return {"own_options": getattr(student, "options", {}), "content": _hash(spec, student)}
+
+
+def _hash(name: str, thing) -> str:
+    """The hash of its content; a new one each time, with a note, where something in it cannot be looked into."""
+    try:
+        return content_hash(thing)
+    except Unknown as error:
+        print(f"note: {name} holds {error}, which cannot be identified: its cells are computed anew", file=sys.stderr)
+        return uuid.uuid4().hex

@@ -7,7 +7,7 @@ import pytest
 from bench.report.leaderboard import leaderboard, ranks, within_budget, write_leaderboard
 from bench.report.tables import aggregate
 from students.errors import FewstepError
-from tests.bench.test_report_tables import BETTER, make_cells, tiny
+from tests.bench.report.test_tables import BETTER, make_cells, tiny
 
 LOWER = {"fd": "lower"}
 
@@ -86,12 +86,10 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path == tmp_path / "leaderboards" / "t.md"
     before = path.read_text()
 
-    def full_disk(self, content):
-        with open(self, "wb") as file:
-            file.write(content[:10])
+    def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(FewstepError, match=r"t\.md: No space left on device; give another folder with --out"):
         write_leaderboard([(tiny(("a", 2, 0, 2.0)), "fd", LOWER, {})], tmp_path)
     assert path.read_text() == before

@@ -7,16 +7,16 @@ import signal
 import time
 
 import pytest
-from safetensors import SafetensorError
 
-from bench.results import Store, frame, latest
+from bench.store import SCHEMA, Store, frame, latest
+from students import files
 from students.errors import FewstepError
 
 
 def cell(cell_id="a1", **changes):
     record = {
         "id": cell_id, "task": "t", "version": 1, "student": "ddim", "steps": 4, "guidance": 1.0,
-        "dtype": "float32", "seed_block": 0, "samples": 8, "rounding": "round", "status": "ok",
+        "dtype": "float32", "seed_block": 0, "samples": 8, "rounding": "round", "status": "ok", "reason": "",
         "metrics": {"fd": 1.5}, "latency": {"latency_ms": 2.0}, "identity": {"deep": {"x": 1}},
         "provenance": {"finished": "2026-01-01T00:00:00", "device": "cpu"},
     }  # fmt: skip
@@ -26,9 +26,10 @@ def cell(cell_id="a1", **changes):
 def test_save_load_and_frame(tmp_path):
     store = Store(tmp_path, "t")
     store.open()
-    store.save(cell(), lambda folder: (folder / "array").write_bytes(b"123"))
+    store.save(cell(), {"array": b"123", "features.safetensors": b"4", "images/1.png": b"5"})
     assert store.load("a1") == cell()
-    assert (store.path("a1") / "array").read_bytes() == b"123"
+    assert (store.path("a1") / "array").read_bytes() == b"123" and store.has_images("a1")
+    assert store.arrays("a1") == {"features": b"4"}
     assert store.load("b2") is None
     row = frame(store.cells(), store).iloc[0]
     assert (row.fd, row.latency_ms, row.device, row.cell) == (1.5, 2.0, "cpu", "a1")
@@ -58,36 +59,50 @@ def test_an_unwritable_folder_is_named(tmp_path):
         Store(tmp_path, "t").open()
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
-def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, error, monkeypatch):
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, monkeypatch):
     store = Store(tmp_path, "t")
     store.open()
     store.save(cell())
 
-    def arrays(folder):
-        (folder / "array").write_bytes(b"half of it")
-        raise error
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(FewstepError, match=r"No space left on device.*make room"):
-        store.save(cell("a2"), arrays)
+        store.save(cell("a2"), {"array": b"half of it"})
     assert [path.name for path in store.folder.iterdir() if not path.name.startswith(".locks")] == ["a1"]
-    monkeypatch.setattr("bench.results._flush", lambda path: (_ for _ in ()).throw(error))
     with pytest.raises(FewstepError, match=r"No space left on device.*make room"):
         store.update(cell(status="failed"))
     assert store.load("a1")["status"] == "ok" and len(list(store.path("a1").iterdir())) == 1
+
+
+def test_old_cells_are_read_and_those_of_the_future_refused(tmp_path):
+    store = Store(tmp_path, "t")
+    store.open()
+    store.save(cell())
+    assert frame(store.cells(), store)["failed"].tolist() == [""]
+    store.save(cell("b2", schema=SCHEMA + 1))
+    with pytest.raises(FewstepError, match=f"is of form {SCHEMA + 1}, this version reads 1 to {SCHEMA}: update it"):
+        store.cells()
+
+
+def test_a_failed_metric_names_its_columns_and_reason(tmp_path):
+    failed = cell(schema=SCHEMA, failures={"prc": "too few"}, extractor="digits_cnn", reason="")
+    row = frame([failed], Store(tmp_path, "t")).iloc[0]
+    assert row.failed == "precision_digits_cnn recall_digits_cnn" and row.reason == "prc: too few" and row.fd == 1.5
 
 
 def _write_slowly(root, started):
     store = Store(root, "t")
     store.open()
 
-    def arrays(folder):
-        (folder / "array").write_bytes(b"half of it")
+    def hang(path):
         started.set()
         time.sleep(60)
 
+    files.flush = hang
     with store.claim("a1"):
-        store.save(cell(), arrays)
+        store.save(cell(), {"array": b"half of it"})
 
 
 def test_kill_in_the_middle_of_a_write_leaves_no_cell(tmp_path):

@@ -1,0 +1,29 @@
+"""Tasks, students and metrics by name, with a line on each."""
+
+from bench.measure import METRICS
+from bench.tasks import FOLDER, load_task, task_names
+from students.spec import METHODS, STUDENTS
+
+
+def lines(what: str | None = None) -> list[str]:
+    """The lines to print of "tasks", "students" or "metrics"; of all three if `what` is None."""
+    sections = {
+        "tasks": (f"tasks ({FOLDER})", {name: load_task(name).summary for name in task_names()}),
+        "students": (
+            "students",
+            {name: entry.summary for name, entry in (STUDENTS | METHODS).items()}
+            | {
+                "<method>:weights=DIR": "a distillation method, with the weights that you trained",
+                "diffusers:<Class>": "any scheduler of diffusers, by class name",
+                "module:attribute": "your own solver function, Student, or factory of one",
+            },
+        ),
+        "metrics": (
+            "metrics",
+            {name: f"{metric.summary} ({metric.kind} tasks)" for name, metric in METRICS.items()},
+        ),
+    }
+    found = []
+    for title, entries in [sections[what]] if what else sections.values():
+        found += [title, *(f"  {name:<22}{summary}" for name, summary in entries.items())]
+    return found

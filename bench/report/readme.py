@@ -1,0 +1,96 @@
+"""Tables in README.md and docs, between markers, written by the command that writes the leaderboards.
+
+    <!-- table: digits of ddim unipc consistency -->
+    ...
+    <!-- end of table -->
+
+`table: TASK` is students x steps, of all students or of those named; `against solvers: TASK` says which distilled
+students beat the best solver at equal cost.
+"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from bench.report.files import write_atomically
+from bench.report.tables import REAL, aggregate, describe, protocols, quality_table
+from students.errors import FewstepError
+
+MARKED = re.compile(
+    r"(<!-- (?P<kind>[a-z ]+): (?P<task>[\w.-]+)(?: of (?P<names>[^>]*?))? -->\n).*?(?P<end><!-- end of table -->)",
+    re.DOTALL,
+)
+
+
+def update_all(folder: Path, *arguments) -> list[Path]:
+    """`update` README.md and the pages below docs; returns the paths of those that have tables of the task."""
+    pages = [folder / "README.md", *sorted(folder.glob("docs/**/*.md"))]
+    return [page for page in pages if update(page, *arguments)]
+
+
+def update(path: Path, cells: pd.DataFrame, task: str, metric: str, better: dict[str, str]) -> Path | None:
+    """Rewrite the tables of a task in a file; None where it has no markers for that task.
+
+    Raises FewstepError for a kind of table that is not known, or a file that cannot be written.
+    """
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    kinds = {"table": _quality, "against solvers": _against_solvers}
+
+    def drawn(match: re.Match) -> str:
+        if match["task"] != task:
+            return match[0]
+        if match["kind"] not in kinds:
+            raise FewstepError(f"{path}: no table {match['kind']!r}, only {', '.join(kinds)}")
+        table = kinds[match["kind"]](cells, metric, better, (match["names"] or "").split())
+        return f"{match[1]}{table}\n{match['end']}"
+
+    found = any(match["task"] == task for match in MARKED.finditer(text))
+    return write_atomically(path, MARKED.sub(drawn, text).encode()) if found else None
+
+
+def _quality(cells: pd.DataFrame, metric: str, better: dict[str, str], names: list[str]) -> str:
+    main = protocols(cells)[0]
+    if names:
+        main = main[main["student"].isin([*names, REAL])]
+    heading = f"{main['task'].iloc[0]}: {metric} ({better[metric]} is better)"
+    return "\n".join(["```", heading, describe(main), "", quality_table(main, metric, better).to_string(), "```"])
+
+
+def _against_solvers(cells: pd.DataFrame, metric: str, better: dict[str, str], names: list[str]) -> str:
+    """Markdown: for each NFE the best solver, and the distilled students that are better, level and worse than it."""
+    main = protocols(cells)[0]
+    table = aggregate(main)
+    table = table[(table["student"] != REAL) & table[metric].notna()]
+    sign = 1 if better[metric] == "lower" else -1
+    lines = ["| evaluations | best solver | better | level | worse |", "|---|---|---|---|---|"]
+    for nfe in sorted(table.loc[table["family"] != "solver", "nfe"].unique()):
+        rows = table[table["nfe"] == nfe]
+        solvers, distilled = rows[rows["family"] == "solver"], rows[rows["family"] != "solver"]
+        if solvers.empty or distilled.empty:
+            continue
+        least = f"{solvers[metric].min() if sign > 0 else solvers[metric].max():.3g}"
+        best = solvers[solvers[metric].map("{:.3g}".format) == least].sort_values("student").iloc[0]
+        places: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
+        for row in distilled.sort_values(metric, ascending=sign > 0).to_dict("records"):
+            places[_verdict(main, row, best, metric, sign)].append(f"`{row['student']}` {row[metric]:.3g}")
+        columns = [f"`{best['student']}` {best[metric]:.3g}", *(", ".join(names) for names in places.values())]
+        lines.append(f"| {nfe:g} | " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
+def _verdict(cells: pd.DataFrame, ours: dict, best: pd.Series, metric: str, sign: int) -> str:
+    """By the difference in each seed block, which all students share: its mean against its standard deviation."""
+
+    def blocks(row) -> pd.Series:
+        chosen = cells[(cells["student"] == row["student"]) & (cells["steps"] == row["steps"])]
+        return chosen.set_index("seed_block")[metric]
+
+    difference = sign * (blocks(ours) - blocks(best)).dropna()
+    spread = difference.std() if len(difference) > 1 else 0.0
+    if difference.mean() < -spread:
+        return "better"
+    return "worse" if difference.mean() > spread else "level"

@@ -1,0 +1,68 @@
+"""What the numbers of a student, a teacher and a data set depend on, as JSON. Importing this module imports no torch.
+
+Of a student that was trained these are its weights, their record and the code that samples; never the code that trained
+it. What may be anybody's is loaded and looked at (bench/third_party.py).
+"""
+
+import functools
+from importlib.metadata import version
+
+from bench.identity import code_hash
+from bench.tasks import Task
+from students.models import teachers
+from students.models.cards import model_identity
+from students.networks import NETWORKS
+from students.samplers.record import trained_identity
+from students.spec import OBJECT, SCHEDULER, TRAINED, Spec, parse
+
+STUDENT = "students.student"
+
+
+@functools.cache
+def student_identity(name: str, task: Task) -> dict:
+    """Its object, options and code, and its weights where it has its own; of a third party's also what it holds."""
+    spec = parse(name)
+    if spec.kind == TRAINED:
+        identity, modules = trained_identity(spec, task.teacher)
+        return identity | {"method": spec.head, "code": [*map(code_hash, modules), code_hash(STUDENT)]}
+    module = spec.target.partition(":")[0]
+    identity = {
+        "target": spec.target,
+        "options": ({} if spec.model else {"grid": task.grid}) | spec.options,
+        "code": [code_hash(module), code_hash(STUDENT)],
+    }
+    if spec.model:
+        identity |= model_identity(spec.model) | {"reader": code_hash("students.models.public")}
+    if _is_third_party(spec):
+        from bench.third_party import identify
+
+        identity |= identify(name, task)
+    if spec.kind == SCHEDULER:
+        identity["diffusers"] = version("diffusers")
+    return identity
+
+
+def _is_third_party(spec: Spec) -> bool:
+    return spec.kind == OBJECT and not spec.target.startswith("students.")
+
+
+def teacher_identity(name: str) -> dict:
+    """Its weights and code; raises FewstepError for an unknown name, WeightsError for weights missing or altered."""
+    if ":" in name:
+        from bench.third_party import teacher_hash
+
+        return {"name": name, "code": code_hash(name.partition(":")[0]), "weights": teacher_hash(name)}
+    identity = teachers.teacher_identity(name)
+    if "exact" in identity:
+        return identity | {"code": data_code(identity["exact"])}
+    kind = "unet" if len(teachers.recipe(name).shape) == 3 else "mlp"
+    return identity | {"code": code_hash(NETWORKS[kind].partition(":")[0])}
+
+
+def data_code(name: str) -> list[str]:
+    """The hashes of the code that makes a data set; of a third party's, which may read files, also of the data."""
+    if ":" in name:
+        from bench.third_party import data_hash
+
+        return [code_hash(name.partition(":")[0]), data_hash(name)]
+    return [code_hash("students.data", only=name.replace("-", "_")), code_hash("students.diffusion.analytic")]
