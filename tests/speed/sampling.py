@@ -1,4 +1,4 @@
-"""Our sampling against that of `diffusers`: `python -m benchmarks.sampling [--device cuda] [--dtype bfloat16]`.
+"""Our sampling against that of `diffusers`: `python -m tests.speed.sampling [--device cuda] [--dtype bfloat16]`.
 
 Both run the U-Net of a recipe with random weights, DDIM and DPM-Solver++ 2M in 8 steps on a VP schedule, at batch 1
 and at a throughput batch, in turns. The diffusers side is the loop of its pipelines, `unet` then `scheduler.step`, on
@@ -18,17 +18,18 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.nn.functional import pixel_shuffle
 
-from bench.evaluate import check_device
 from bench.measure.latency import NetworkClock, measure_latency, synchronise
-from students.acceleration import accelerate
-from students.base import SolverStudent, count_nfe
+from students.devices import check_device
 from students.diffusion.denoiser import Denoiser
 from students.diffusion.noise import SeedNoise
 from students.diffusion.schedules import VPLinear
 from students.loading import DTYPES
-from students.recipes import RECIPES
-from students.solvers.diffusers_adapter import trained_betas
-from students.teachers import build
+from students.models.acceleration import accelerate
+from students.models.load import build
+from students.models.teachers import TEACHERS, recipe
+from students.nfe import count_nfe
+from students.solvers.diffusers_schedulers import trained_betas
+from students.student import SolverStudent
 
 STEPS = 8
 WARM_UP = 4
@@ -78,12 +79,12 @@ def compare(name: str, student, theirs, n: int, device: torch.device, repeats: i
 
     def noise_and_labels():
         noise = SeedNoise(range(n), student.shape, device)
-        noise.labels(torch.ones(student.classes, device=device))
+        noise.classes(student.classes)
         noise()
 
     with count_nfe(student) as nfe, NetworkClock([student.denoiser.network], device) as clock:
         total = sum(seconds(sides[0], device) for _ in range(repeats))
-    noise = measure_latency(noise_and_labels, device, repeats)["median_ms"] / 1000 / np.median(spent[:, 0])
+    noise = np.median(measure_latency(noise_and_labels, device, repeats)) / np.median(spent[:, 0])
     rest = 1 - clock.seconds / total - noise
     ratio = f"{np.median(ratios):>8.2f}  {ratios.min():.2f} to {ratios.max():.2f}"
     return f"{name:<15}{n:>6}{ours:>11.1f}{other:>11.1f}{ratio}{nfe.per_image:>6.1f}{noise:>8.1%}{rest:>8.1%}"
@@ -95,13 +96,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--batch", type=int, help="the throughput batch (default: 64 on the CPU, 1024 elsewhere)")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--recipe", default="cifar10-small-cond", choices=RECIPES)
+    recipes = [name for name, entry in TEACHERS.items() if entry.recipe]
+    parser.add_argument("--recipe", default="cifar10-cond", choices=recipes)
     arguments = parser.parse_args()
-    device, recipe, schedule = check_device(arguments.device), RECIPES[arguments.recipe], VPLinear()
+    device, made, schedule = check_device(arguments.device), recipe(arguments.recipe), VPLinear()
     torch.manual_seed(0)
-    network = build(recipe).network.to(device, DTYPES[arguments.dtype]).eval().requires_grad_(False)
+    network = build(made).network.to(device, DTYPES[arguments.dtype]).eval().requires_grad_(False)
     plain = copy.deepcopy(network)
-    denoiser = accelerate(Denoiser(network, schedule, "eps", recipe.shape, recipe.classes))
+    denoiser = accelerate(Denoiser(network, schedule, "eps", made.shape, made.classes))
     betas = trained_betas(schedule, 1000)
     print(f"{arguments.recipe} in {arguments.dtype} on {device}, {torch.get_num_threads()} threads, {STEPS} steps")
     print("                        images a second      ratio             ours:  noise  other,")
@@ -109,7 +111,7 @@ def main() -> None:
     for n in (1, arguments.batch or (64 if device.type == "cpu" else 1024)):
         for name, scheduler in SCHEDULERS.items():
             student = SolverStudent(denoiser, name, "uniform", device=device)
-            theirs = diffusers_loop(plain, scheduler(betas), recipe.classes, device)
+            theirs = diffusers_loop(plain, scheduler(betas), made.classes, device)
             print(compare(name, student, theirs, n, device, arguments.repeats), flush=True)
 
 

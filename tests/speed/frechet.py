@@ -1,6 +1,6 @@
 """Times the Fréchet distance against the general matrix square root of scipy, and compares the two.
 
-python -m benchmarks.frechet [--dims 2048]
+python -m tests.speed.frechet [--dims 2048]
 """
 
 import argparse

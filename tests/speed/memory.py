@@ -1,4 +1,4 @@
-"""Peak memory of the process that measures a cell of many samples: `python -m benchmarks.memory [SAMPLES [FEATURES]]`.
+"""Peak memory of the process that measures a cell of many samples: `python -m tests.speed.memory [SAMPLES [FEATURES]]`.
 
 Runs one step of DDIM on CIFAR-10 with a stand-in for Inception: 2048 random projections of the pixels, or as many as
 asked for, since it is the rows of features that take memory, and the network itself takes long on a CPU. Two runs: the
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     samples, features = (*sys.argv[1:], *("50000", "2048")[len(sys.argv) - 1 :])
     with tempfile.TemporaryDirectory() as folder:
         command = f"run cifar10 --steps 1 --seed-blocks 1 --device cpu --samples {samples} --metrics fd kid prc"
-        arguments = [*command.split(), "--extractor", "benchmarks.memory:Projections", "--out", folder]
+        arguments = [*command.split(), "--extractor", "tests.speed.memory:Projections", "--out", folder]
         # in a cache of its own: nobody else wants these statistics of the data
         environment = os.environ | {"XDG_CACHE_HOME": folder, FEATURES: features}
         for student in ("ddim", "euler"):
