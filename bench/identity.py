@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -92,18 +91,6 @@ def _source(module: str) -> Path | None:
     except (ImportError, AttributeError, ValueError):
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
-
-
-def state_hash(modules: Iterable) -> str:
-    """16 hex digits over the parameters and buffers of torch modules."""
-    import torch
-
-    sha = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from bench.identity import state_hash
 from bench.measure.digits_cnn import DigitsExtractor
 from bench.measure.extractors import EXTRACTORS
 from students.errors import FewstepError, one_line, unknown
+from students.models.weights import state_hash
 from students.spec import import_object
 
 # torch_fidelity.calculate_metrics(feature_extractor="digits-cnn", ...)
@@ -62,7 +62,7 @@ def load_extractor(name: str, device="cpu") -> Extractor:
         layers = [features] if logits == features else [features, logits]
         if entry is None or isinstance(entry.weights, Path):
             module = cls(name, layers)
-            digest = getattr(module, "weights_hash", None) or state_hash([module])
+            digest = getattr(module, "weights_hash", None) or state_hash(module)
         else:
             module = cls(name, layers, feature_extractor_weights_path=entry.weights.fetch())
             digest = entry.hash()

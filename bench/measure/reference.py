@@ -6,7 +6,6 @@ so that none is computed twice.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from bench.identity import code_hash, digest
 from bench.measure.statistics import FeatureStats
 from students.datafiles import file_hash
 from students.errors import FewstepError
+from students.files import write_folder
 
 SHARD = 5000
 QUIET_SECONDS = 2
@@ -103,16 +103,16 @@ def _lock(place: Path, title: str) -> AbstractContextManager:
 
 
 def _write(place: Path, statistics: Statistics, identity: dict) -> None:
-    """Write a folder under a temporary name, then rename it."""
-    part = place.with_name(f".{place.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    """Write a folder, whole or not at all."""
+
+    def write(folder: Path) -> None:
         for name, stats in statistics.items():
-            stats.save(_file(part, name))
-        files = {name: file_hash(_file(part, name)) for name in statistics}
-        (part / RECORD).write_text(json.dumps({"identity": identity, "files": files}, indent=1) + "\n")
-        os.replace(part, place)
+            stats.save(_file(folder, name))
+        files = {name: file_hash(_file(folder, name)) for name in statistics}
+        (folder / RECORD).write_text(json.dumps({"identity": identity, "files": files}, indent=1) + "\n")
+
+    try:
+        write_folder(place, write)
     except (OSError, SafetensorError) as error:
         raise _unwritable(place.parent, error) from error
 

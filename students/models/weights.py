@@ -76,6 +76,17 @@ def verified_hash(path: Path) -> str:
     return _verified(path)[1]["sha256"]
 
 
+def state_hash(module: nn.Module) -> str:
+    """16 hex digits over a module's parameters and buffers."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
 def load_into(module: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
     """Load every parameter and buffer; raises WeightsError naming the first that does not fit `module`.
 

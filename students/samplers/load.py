@@ -1,7 +1,5 @@
 """From the weights of a trained method to the student that samples with them."""
 
-import hashlib
-
 import torch
 from torch import nn
 
@@ -9,7 +7,7 @@ from students.diffusion.denoiser import Denoiser
 from students.errors import WeightsError, reading
 from students.models.acceleration import accelerate
 from students.models.load import load_start
-from students.models.weights import load_into, load_weights, record_path
+from students.models.weights import load_into, load_weights, record_path, state_hash
 from students.samplers import make
 from students.samplers.levels import StagedStudent
 from students.samplers.record import read_records, stage_sampler, training_cost, weights_files
@@ -60,15 +58,6 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         if isinstance(module, Denoiser):
             module.network.to(dtype)
     return model
-
-
-def state_hash(module: nn.Module) -> str:
-    """16 hex digits over a module's parameters and buffers."""
-    sha = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
 
 
 def _teacher(task: str, recorded: dict, device, dtype, path):

@@ -21,10 +21,11 @@ from students.errors import FewstepError, unknown
 from students.models.load import load_start
 from students.models.teacher import Teacher
 from students.models.teachers import recipe, weights_folder
+from students.models.weights import state_hash
 from students.options import check, describe
 from students.provenance import commit
 from students.samplers import Sampler, make
-from students.samplers.load import join, load_trained, state_hash
+from students.samplers.load import join, load_trained
 from students.samplers.record import stage_file
 from students.solvers.euler import ddim, euler
 from students.spec import METHODS, import_object
