@@ -49,7 +49,8 @@ def aggregate(cells: pd.DataFrame) -> pd.DataFrame:
             "published numbers cannot be aggregated with measured ones: keep them in a table of their own"
         )
     keys = _present(KEYS, cells)
-    groups = cells.groupby(keys, dropna=False)
+    # in the order of the blocks, not of when they were done: a deviation is rounded by the order of its terms
+    groups = cells.sort_values([*keys, "seed_block"], kind="stable").groupby(keys, dropna=False)
     table = groups.agg(
         family=("family", "first"),
         blocks=("seed_block", "nunique"),

@@ -89,7 +89,7 @@ def test_a_killed_worker_ends_the_sweep_in_one_line_and_the_same_command_goes_on
     workers[0].kill()
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2 and "Traceback" not in error
-    assert "a worker process was killed" in error.splitlines()[-1]
+    assert "a worker process ended" in error.splitlines()[-1] and ", block " in error.splitlines()[-1]
     assert are_gone(workers) and len(Store(tmp_path, "gaussians").cells()) >= 3
     arguments = ["run", "gaussians", "--students", "ddim", "heun", "ddpm", "--samples", "500", "--workers", "1"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0

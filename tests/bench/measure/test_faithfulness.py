@@ -80,6 +80,6 @@ def test_the_batch_size_does_not_matter(size, tmp_path):
 
 
 def test_a_student_of_another_model_has_no_teacher_here():
-    sweep = _Sweep(Setup(DIGITS, ("faithfulness",)), None, None, 0.0)
+    sweep = _Sweep(Setup(DIGITS, ("faithfulness",)), None, None, 0.0, [])
     assert not sweep._has_teacher(Cell("file:my.safetensors:heun", 1, 1.0, 0, {}))
     assert sweep._has_teacher(Cell("ddim", 1, 1.0, 0, {}))

@@ -207,6 +207,12 @@ def test_plus_minus(mean, std, text):
     assert plus_minus(mean, std) == text
 
 
+def test_aggregates_do_not_depend_on_the_order_in_which_cells_were_done(sweep):
+    table = aggregate(sweep)
+    for seed in range(5):
+        pd.testing.assert_frame_equal(aggregate(sweep.sample(frac=1, random_state=seed)), table, check_exact=True)
+
+
 def test_csv_reads_back_what_was_aggregated(sweep, tmp_path):
     table = aggregate(sweep)
     back = pd.read_csv(write_results(sweep, tmp_path / "results.csv"), keep_default_na=False, na_values={"reason": []})
