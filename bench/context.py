@@ -87,6 +87,9 @@ class Context:
         if tuple(data.train.samples.shape[1:]) != self.task.shape:
             raise FewstepError(f"data {self.task.data!r} has shape {tuple(data.train.samples.shape[1:])}, "
                                f"task {self.task.name!r} says {self.task.shape}")  # fmt: skip
+        if self.task.classes not in (None, data.classes):
+            raise FewstepError(f"data {self.task.data!r} has {data.classes or 'no'} classes, "
+                               f"task {self.task.name!r} says {self.task.classes}")  # fmt: skip
         return data
 
     @property

@@ -61,8 +61,10 @@ def teacher_identity(name: str) -> dict:
 
 def data_code(name: str) -> list[str]:
     """The hashes of the code that makes a data set; of a third party's, which may read files, also of the data."""
-    if ":" in name:
+    kind, colon, _ = name.partition(":")
+    if colon:
         from bench.third_party import data_hash
+        from students.datareaders import READERS
 
-        return [code_hash(name.partition(":")[0]), data_hash(name)]
+        return [code_hash("students.datareaders" if kind in READERS else kind), data_hash(name)]
     return [code_hash("students.data", only=name.replace("-", "_")), code_hash("students.diffusion.analytic")]

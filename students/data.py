@@ -1,48 +1,22 @@
 """The data that teachers are trained on and samples are compared with.
 
 `load_data(name)` gives a `Dataset` with a training half and a held-out half (what a perfect generator could
-at best look like), or with the exact `mixture` they are drawn from. `name` may be `package.module:attribute`.
+at best look like), or with the exact `mixture` they are drawn from. `name` may be `package.module:attribute`,
+`folder:PATH` or `npz:PATH`. Whatever it is, it comes through one check (students/dataset.py).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from students.datafiles import VARIABLE, MissingFile, data_root
+from students.datareaders import READERS
+from students.dataset import Dataset, Split, checked
 from students.diffusion.analytic import GaussianMixture
 from students.diffusion.schedules import VPLinear
-from students.errors import FewstepError, unknown
+from students.errors import FewstepError, one_line, unknown
 from students.spec import import_object
-
-
-@dataclass(frozen=True)
-class Split:
-    """samples: (N, C, H, W) uint8 images or (N, D) float vectors. labels: (N,) int64, or None."""
-
-    samples: Tensor
-    labels: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Dataset:
-    train: Split
-    heldout: Split
-    classes: int | None = None
-    mixture: GaussianMixture | None = None
-
-    @property
-    def prior(self) -> Tensor | None:
-        """(classes,) float64, how often each class is to be drawn: as in the mixture, or in the training half.
-
-        None for data without classes.
-        """
-        if self.classes is None:
-            return None
-        if self.mixture is not None:
-            return self.mixture.prior
-        return self.train.labels.bincount(minlength=self.classes).double()  # type: ignore[union-attr]
 
 
 def digits() -> Dataset:
@@ -136,13 +110,28 @@ DATASETS: dict[str, Callable[[], Dataset]] = {
 
 
 def load_data(name: str) -> Dataset:
-    """A data set by name, or by `package.module:attribute` of a function without arguments."""
-    if ":" in name:
-        found = import_object(name)
-        data = found() if callable(found) else None
-        if not isinstance(data, Dataset):
-            raise FewstepError(f"{name!r} is no function that returns a students.data.Dataset")
-        return data
+    """A data set by name, of files (`folder:PATH`, `npz:PATH`), or by `package.module:attribute` of a function
+    without arguments.
+
+    Raises FewstepError for a name that is unknown, and for data that `students.dataset.checked` refuses.
+    """
+    kind, _, path = name.partition(":")
+    if path and kind in READERS:
+        return checked(READERS[kind](Path(path).expanduser()), f"data {name!r}")
+    if path:
+        return checked(_own(name), f"data {name!r}")
     if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    return DATASETS[name]()
+        raise unknown("data set", name, [*DATASETS, *(f"{reader}:PATH" for reader in READERS)])
+    return checked(DATASETS[name](), f"data {name!r}")
+
+
+def _own(name: str):
+    found = import_object(name)
+    if not callable(found):
+        raise FewstepError(f"{name!r} is no function that returns a students.data.Dataset")
+    try:
+        return found()
+    except FewstepError:
+        raise
+    except Exception as error:
+        raise FewstepError(f"cannot load data {name!r}: {one_line(error)}") from error

@@ -1,6 +1,8 @@
 """What a student is: an object with `sample(n_steps)`. SolverStudent joins a teacher, a solver and a time grid."""
 
+import math
 from collections.abc import Collection
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from students.errors import FewstepError, Unsupported, UnsupportedSteps
 from students.models.teacher import as_teacher
 from students.nfe import module_attributes
 from students.spec import import_object, parse
+from students.whole import whole_numbers
 
 MAX_STEPS = 1000
 
@@ -24,7 +27,8 @@ class Student:
     supported_steps: the step counts that make sense, a container.
     options: whatever else can change its samples, as plain JSON values; part of a cell's identity.
     family: "solver" for a teacher with a solver, "distilled" otherwise.
-    takes_guidance: False for a network that was distilled without.
+    takes_guidance: False for a network that was distilled without. guidable: whether the network knows the class
+        `classes`, which stands for no class.
     """
 
     name = "student"
@@ -36,6 +40,7 @@ class Student:
     device = torch.device("cpu")
     options: dict = {}
     takes_guidance = True
+    guidable = True
 
     def generate(self, n_steps: int, noise: SeedNoise, conditions: Tensor | None, guidance: float) -> Tensor:
         """Samples (len(noise.seeds), *shape), not yet clamped. All randomness comes from `noise`."""
@@ -55,7 +60,9 @@ class Student:
         """
         self.check(n_steps, guidance)
         noise = SeedNoise(seeds, self.shape, self.device)
-        x = self.generate(n_steps, noise, self._conditions(noise, conditions), guidance)
+        if not len(noise.seeds):
+            return torch.empty(0, *self.shape, device=self.device)
+        x = self.generate(int(n_steps), noise, self._conditions(noise, conditions), guidance)
         if not torch.is_tensor(x) or not x.is_floating_point():
             got = x.dtype if torch.is_tensor(x) else type(x).__name__
             raise FewstepError(f"{self.name}: generate() must return a tensor of floating point numbers, got {got}")
@@ -70,23 +77,27 @@ class Student:
             return None
         if given is None:
             return noise.classes(self.classes, self.prior)
-        classes = torch.as_tensor(given, device=self.device)
-        if classes.is_floating_point() or classes.is_complex():
-            raise FewstepError(f"conditions must be whole numbers, the classes, got {classes.dtype}")
+        classes = whole_numbers(given, "conditions")
         if classes.shape != noise.seeds.shape:
-            raise FewstepError(f"{len(noise.seeds)} seeds need as many conditions, got shape {tuple(classes.shape)}")
-        if len(classes) and not 0 <= classes.min() <= classes.max() <= self.classes:
-            raise FewstepError(f"classes must be 0 to {self.classes - 1}, or {self.classes} for no class")
-        return classes
+            raise FewstepError(f"{len(noise.seeds)} seeds need as many conditions, got {len(classes)}")
+        if classes.max() > self.classes - (not self.guidable):
+            known = f"0 to {self.classes - 1}" + (f", or {self.classes} for no class" if self.guidable else "")
+            raise FewstepError(f"conditions of {self.name} must be {known}, got {classes.max()}")
+        return classes.to(self.device)
 
     def check(self, n_steps: int, guidance: float = 1.0) -> None:
         """Raise what `sample` would raise for these arguments, without any network call."""
-        if type(n_steps) is not int or n_steps not in self.supported_steps:
-            raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps; it supports {self._supported()}")
+        whole = isinstance(n_steps, Integral) and not isinstance(n_steps, bool)
+        if not whole or n_steps not in self.supported_steps:
+            raise UnsupportedSteps(f"{self.name} cannot run in {n_steps!r} steps; it supports {self._supported()}")
+        if not isinstance(guidance, Real) or isinstance(guidance, bool) or not math.isfinite(guidance):
+            raise FewstepError(f"guidance must be a finite number, got {guidance!r}")
         if guidance != 1 and not self.takes_guidance:
             raise Unsupported(f"{self.name} was distilled without guidance: leave guidance at 1")
         if guidance != 1 and self.classes is None:
             raise FewstepError(f"{self.name} is unconditional: guidance {guidance} needs classes; leave it at 1")
+        if guidance != 1 and not self.guidable:
+            raise FewstepError(f"{self.name} was trained without label dropout: leave guidance at 1")
 
     def _supported(self) -> str:
         steps = self.supported_steps
@@ -135,11 +146,6 @@ class SolverStudent(Student):
         self.options = {"grid": self.grid, **self.grid_options, **options}
         if isinstance(self.grid, str):  # raises for a name or option that is wrong
             make_grid(self.grid, teacher.schedule, 1, **self.grid_options)
-
-    def check(self, n_steps, guidance=1.0):
-        super().check(n_steps, guidance)
-        if guidance != 1 and not self.guidable:
-            raise FewstepError(f"{self.name} was trained without label dropout: leave guidance at 1")
 
     def times(self, n_steps: int) -> Tensor:
         return make_grid(self.grid, self.denoiser.schedule, n_steps, **self.grid_options)

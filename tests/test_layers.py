@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 # From the lowest to the highest; a module belongs to the layer with the longest prefix of its name, and imports from
 # its own layer and those below.
 LAYERS = [
-    ["errors", "files", "options", "datafiles", "devices", "provenance", "nfe"],
+    ["errors", "files", "options", "datafiles", "devices", "provenance", "nfe", "whole"],
     ["spec", "models.cards"],
-    ["diffusion", "networks", "data"],
+    ["diffusion", "networks", "data", "dataset", "datareaders"],
     ["models"],
     ["student"],
     ["solvers"],

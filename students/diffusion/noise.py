@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from students.errors import FewstepError
+from students.whole import whole_numbers
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -61,10 +61,7 @@ class SeedNoise:
     """
 
     def __init__(self, seeds, shape: Sequence[int], device="cpu", dtype=torch.float32):
-        seeds = torch.as_tensor(list(seeds) if isinstance(seeds, range) else seeds)
-        if seeds.ndim != 1 or (len(seeds) and (seeds.is_floating_point() or (seeds < 0).any())):
-            raise FewstepError("seeds must be a sequence of non-negative whole numbers")
-        self.seeds = seeds.to(device, torch.int64)
+        self.seeds = whole_numbers(seeds, "seeds").to(device)
         self.shape = tuple(shape)
         self.dtype = dtype
         self._draws = torch.zeros_like(self.seeds)

@@ -1,5 +1,6 @@
 """The contract of a student: seeds, conditions, guidance, supported steps, and how its network calls are counted."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -128,10 +129,42 @@ def test_conditions_are_drawn_from_the_prior_and_can_be_given():
     assert student.sample(12, seeds=range(1500), conditions=conditions.tolist()).equal(given)
 
 
-@pytest.mark.parametrize("conditions", [[0, 1], [[0], [1], [2]], 1])
-def test_conditions_of_another_shape(conditions):
-    with pytest.raises(FewstepError, match="3 seeds need as many conditions"):
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [([0, 1], "3 seeds need as many"), ([[0], [1], [2]], r"got shape \(3, 1\)"), (1, "sequence of non-negative")],
+)
+def test_conditions_of_another_shape(conditions, message):
+    with pytest.raises(FewstepError, match=message):
         image_student(classes=3).sample(4, seeds=range(3), conditions=conditions)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64, torch.uint8, torch.int32, list, tuple])
+def test_conditions_of_any_integer_type(kind):
+    student, classes = image_student(classes=3), [0, 2, 1]
+    given = torch.tensor(classes, dtype=kind) if isinstance(kind, torch.dtype) else classes
+    given = np.array(classes, dtype=kind) if isinstance(kind, type) and issubclass(kind, np.generic) else given
+    assert student.sample(4, seeds=range(3), conditions=given).equal(student.sample(4, range(3), classes))
+
+
+def test_the_label_of_no_class_needs_a_network_that_knows_it():
+    student = image_student(classes=3)
+    assert student.sample(4, seeds=range(1), conditions=[3]).isfinite().all()
+    student.guidable = False
+    with pytest.raises(FewstepError, match="must be 0 to 2, got 3"):
+        student.sample(4, seeds=range(1), conditions=[3])
+    with pytest.raises(FewstepError, match="without label dropout"):
+        student.sample(4, seeds=range(1), guidance=2.0)
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), "2", None, True, torch.tensor(2.0)])
+def test_guidance_is_a_finite_number(guidance):
+    with pytest.raises(FewstepError, match="guidance must be a finite number"):
+        image_student(classes=3).sample(4, seeds=range(1), guidance=guidance)
+
+
+@pytest.mark.parametrize("steps", [np.int64(4), np.uint8(4)])
+def test_steps_may_be_whole_numbers_of_numpy(steps):
+    assert image_student().sample(steps, range(2)).equal(image_student().sample(4, range(2)))
 
 
 def test_unconditional_students_take_no_conditions_and_no_guidance():
