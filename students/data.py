@@ -18,6 +18,8 @@ from students.diffusion.schedules import VPLinear
 from students.errors import FewstepError, one_line, unknown
 from students.spec import import_object
 
+__all__ = ["DATASETS", "Dataset", "Split", "load_data"]
+
 
 def digits() -> Dataset:
     """The 1,797 8x8 scans of handwritten digits bundled with scikit-learn, in two halves stratified by class.

@@ -3,12 +3,12 @@
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from students.dataset import CHANNELS, Dataset, Split
+from students.dataset import CHANNELS, Dataset, Split, shuffled
 from students.errors import FewstepError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -32,7 +32,8 @@ def folder(path: Path) -> Dataset:
     if names[0] != names[1]:
         raise FewstepError(f"folder:{path}: the halves must have the same classes, got {names[0]} and {names[1]}")
     classes = names[0]
-    return Dataset(*(_half(half, classes) for half in halves), classes=len(classes) or None)
+    train, heldout = (_half(half, classes) for half in halves)
+    return Dataset(train, heldout, classes=len(classes) or None)
 
 
 def _half(half: Path, classes: list[str]) -> Split:
@@ -41,7 +42,7 @@ def _half(half: Path, classes: list[str]) -> Split:
         raise FewstepError(f"{half}: there is no image in it ({', '.join(SUFFIXES)})")
     if classes and (stray := [path for path in files if path.parent == half]):
         raise FewstepError(f"{stray[0]} lies beside the folders of classes: move it into one")
-    first, images = _image(files[0]), np.empty(0)
+    first = _image(files[0])
     images = np.empty((len(files), *first.shape), np.uint8)
     for row, path in zip(images, files, strict=True):
         image = _image(path)
@@ -50,7 +51,7 @@ def _half(half: Path, classes: list[str]) -> Split:
         row[:] = image
     labels = [classes.index(path.relative_to(half).parts[0]) for path in files] if classes else None
     samples = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return Split(samples, None if labels is None else torch.tensor(labels))
+    return shuffled(Split(samples, None if labels is None else torch.tensor(labels)))
 
 
 def _image(path: Path) -> np.ndarray:
@@ -96,14 +97,14 @@ def npz(path: Path) -> Dataset:
         classes = int(train_labels.max()) + 1
     elif train_labels is not None:
         raise FewstepError(f"npz:{path}: train_labels must be whole numbers, got {train_labels.dtype}")
-    splits = [Split(_channels_first(arrays[name]), label) for name, label in zip(names, labels, strict=True)]
-    return Dataset(*splits, classes=classes)
+    train, heldout = (Split(_channels_first(arrays[name]), label) for name, label in zip(names, labels, strict=True))
+    return Dataset(train, heldout, classes=classes)
 
 
-def _channels_first(samples: np.ndarray) -> Tensor | np.ndarray:
+def _channels_first(samples: np.ndarray) -> Any:
     if samples.ndim == 4 and samples.shape[1] not in CHANNELS and samples.shape[3] in CHANNELS:
         return samples.transpose(0, 3, 1, 2)
-    return samples
+    return samples  # an array, which the check makes a tensor
 
 
 READERS: dict[str, Callable[[Path], Dataset]] = {"folder": folder, "npz": npz}

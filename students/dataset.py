@@ -50,23 +50,37 @@ class Dataset:
         return self.train.labels.bincount(minlength=self.classes).double()  # type: ignore[union-attr]
 
 
+def shuffled(split: Split) -> Split:
+    """The same samples in one fixed random order in which the classes of any first ones are those of all.
+
+    The floor takes the first held-out samples; of files they would be those of one class.
+    """
+    order = torch.randperm(len(split.samples), generator=torch.Generator().manual_seed(0))
+    if split.labels is not None:
+        place = torch.empty(len(order), dtype=torch.float64)
+        for rows in (order[split.labels[order] == label] for label in split.labels.unique()):
+            place[rows] = (torch.arange(len(rows)) + 0.5).double() / len(rows)
+        order = place.argsort(stable=True)
+    return Split(split.samples[order], None if split.labels is None else split.labels[order])
+
+
 def checked(data, name: str) -> Dataset:
     """The data set with samples and labels as `Split` describes them, or a FewstepError that says what is wrong.
 
     Converted: arrays of numpy; images as floats in [-1, 1], which become round((x + 1) 127.5); vectors and labels of
-    any float or integer type. name: how errors call it.
+    any float or integer type. A half that is sorted by class is shuffled. name: how errors call it.
     """
     if not isinstance(data, Dataset):
         raise FewstepError(f"{name} is a {type(data).__name__}, no students.data.Dataset")
     if data.classes is not None and (type(data.classes) is not int or data.classes < 1):
         raise FewstepError(f"{name}: classes must be a whole number of at least 1, or None, got {data.classes!r}")
-    halves = {half: _split(getattr(data, half), data.classes, name, half) for half in ("train", "heldout")}
-    shapes = [tuple(half.samples.shape[1:]) for half in halves.values()]
+    train, heldout = (_split(getattr(data, half), data.classes, name, half) for half in ("train", "heldout"))
+    shapes = [tuple(half.samples.shape[1:]) for half in (train, heldout)]
     if shapes[0] != shapes[1]:
         raise FewstepError(f"{name}: samples of the halves must have one shape, got {shapes[0]} and {shapes[1]}")
-    if torch.equal(halves["train"].samples, halves["heldout"].samples):
+    if torch.equal(train.samples, heldout.samples):
         raise FewstepError(f"{name}: the held-out half is the training half: hold other samples out")
-    return replace(data, **halves)
+    return replace(data, train=train, heldout=heldout)
 
 
 def _split(split, classes: int | None, name: str, half: str) -> Split:
@@ -80,7 +94,9 @@ def _split(split, classes: int | None, name: str, half: str) -> Split:
     if len(samples) < 2 or not samples[0].numel():
         raise FewstepError(f"{where}: at least two samples are needed, got shape {tuple(samples.shape)}")
     samples = _images(samples, where) if samples.ndim == 4 else _vectors(samples, where)
-    return Split(samples, _labels(split.labels, classes, len(samples), where))
+    labels = _labels(split.labels, classes, len(samples), where)
+    by_class = labels is not None and len(labels.unique_consecutive()) == len(labels.unique())
+    return shuffled(Split(samples, labels)) if by_class else Split(samples, labels)
 
 
 def _tensor(given, what: str) -> Tensor:

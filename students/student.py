@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Collection
-from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,10 +87,14 @@ class Student:
 
     def check(self, n_steps: int, guidance: float = 1.0) -> None:
         """Raise what `sample` would raise for these arguments, without any network call."""
-        whole = isinstance(n_steps, Integral) and not isinstance(n_steps, bool)
+        whole = isinstance(n_steps, int | np.integer) and not isinstance(n_steps, bool)
         if not whole or n_steps not in self.supported_steps:
             raise UnsupportedSteps(f"{self.name} cannot run in {n_steps!r} steps; it supports {self._supported()}")
-        if not isinstance(guidance, Real) or isinstance(guidance, bool) or not math.isfinite(guidance):
+        if (
+            not isinstance(guidance, int | float | np.number)
+            or isinstance(guidance, bool)
+            or not math.isfinite(guidance)
+        ):
             raise FewstepError(f"guidance must be a finite number, got {guidance!r}")
         if guidance != 1 and not self.takes_guidance:
             raise Unsupported(f"{self.name} was distilled without guidance: leave guidance at 1")

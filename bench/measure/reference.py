@@ -144,4 +144,7 @@ def _file(folder: Path, representation: str) -> Path:
 
 def _unwritable(folder: Path, error: Exception) -> FewstepError:
     reason = getattr(error, "strerror", None) or error
-    return FewstepError(f"cannot write reference statistics to {folder} ({reason}): make room or take another folder")
+    return FewstepError(
+        f"cannot write reference statistics to {folder} ({reason}): make room, or name another folder for caches "
+        "with the variable XDG_CACHE_HOME"
+    )

@@ -13,7 +13,7 @@ from students.errors import FewstepError
 
 RNG = np.random.default_rng(0)
 IMAGES = [torch.from_numpy(RNG.integers(0, 256, (n, 1, 6, 6), dtype=np.uint8)) for n in (5, 4)]
-LABELS = [torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 1, 0, 0])]
+LABELS = [torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 0, 1, 0])]
 VECTORS = [torch.randn(5, 2), torch.randn(4, 2)]
 
 
@@ -43,6 +43,16 @@ def test_vectors_become_float32_and_labels_may_be_missing():
     data = checked(dataset(each(torch.Tensor.double, VECTORS), None, None), "mine")
     assert data.train.samples.equal(VECTORS[0]) and data.train.labels is None
     assert checked(dataset(classes=None), "mine").train.labels is None
+
+
+def test_a_half_sorted_by_class_is_shuffled():
+    labels = torch.arange(100) // 10
+    images = [torch.arange(k, 100 + k, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 6, 6) for k in (0, 1)]
+    data = checked(dataset(images, [labels, labels.flip(0)], 10), "mine")
+    for split, k in ((data.train, 0), (data.heldout, 1)):
+        assert all(split.labels[:n].bincount(minlength=10).eq(n // 10).all() for n in (20, 50, 100))
+        seen = split.samples[:, 0, 0, 0].long() - k
+        assert split.labels.equal((seen if not k else 99 - seen) // 10)
 
 
 WRONG_SAMPLES = {
@@ -151,10 +161,12 @@ def written(folder, size=(6, 6), mode="L", classes=("cat", "dog"), halves=("trai
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
 def test_a_folder_of_images(tmp_path, mode, channels):
     data = load_data(f"folder:{written(tmp_path, (5, 7), mode)}")
-    assert data.classes == 2 and data.train.labels.tolist() == [0, 0, 1, 1]
-    assert data.train.samples.shape == (4, channels, 7, 5)
-    assert data.train.samples[:, 0, 0, 0].tolist() == [5, 9, 25, 29]
-    assert data.heldout.samples[:, 0, 0, 0].tolist() == [45, 49, 65, 69]
+    assert data.classes == 2 and data.train.samples.shape == (4, channels, 7, 5)
+    found = [
+        sorted(zip(split.labels.tolist(), split.samples[:, 0, 0, 0].tolist(), strict=True))
+        for split in (data.train, data.heldout)
+    ]
+    assert found == [[(0, 5), (0, 9), (1, 25), (1, 29)], [(0, 45), (0, 49), (1, 65), (1, 69)]]
 
 
 def test_a_folder_without_classes(tmp_path):
