@@ -11,7 +11,7 @@ A student is written as a *spec*:
     edm:uncond-vp                           a public checkpoint (students/models/cards), with its own solver
     edm:uncond-vp:dpm_solver_pp:order=3     with another, which may be any of the specs above
     sid:uncond                              a distilled one, which says itself how it samples
-    file:PATH:heun                          a checkpoint of one's own: a converted file, an EDM pickle, or a folder of
+    file:PATH:heun                          a checkpoint of one's own: what `convert` takes or wrote, or a folder of
                                             diffusers; `file:PATH:consistency` if it is a consistency model
 
 or as a name that an installed package registers under the entry-point group `fewstep.students`. What comes first wins:
@@ -32,6 +32,7 @@ from students.errors import FewstepError, unknown
 from students.options import parse_assignments
 
 ENTRY_POINTS = "fewstep.students"
+WEIGHT_SUFFIXES = (".pkl", ".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,9 @@ def parse(text: str) -> Spec:
 
     head, *rest = text.split(":")
     argument = ":".join(part for part in rest if "=" not in part)
-    if head not in STUDENTS and head in (FILE, *families()) and (argument or head not in METHODS):
+    if head == FILE:
+        return _parse_model(text, head, *_own_path(rest))
+    if head not in STUDENTS and head in families() and (argument or head not in METHODS):
         return _parse_model(text, head, *(rest or [""]))
     options = _options(rest, text)
     if head in STUDENTS and not argument:
@@ -148,12 +151,26 @@ def parse(text: str) -> Spec:
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == head and not argument:
             return Spec(text, OBJECT, head, point.value, options)
+    if "/" in head or Path(head).suffix in WEIGHT_SUFFIXES:
+        own = f"{FILE}:{text}" if argument else f"{FILE}:{text}:heun"
+        raise FewstepError(f"{text!r} is a path, not a student: for a checkpoint of one's own write {own}")
     if argument and head in (*STUDENTS, *METHODS):
         raise FewstepError(f"cannot read {argument!r} in {text!r}: options are written {head}:key=value,key=value")
     if argument:
         return Spec(text, OBJECT, head, f"{head}:{argument}", options)
     forms = ["diffusers:<SchedulerClass>", "package.module:attribute", "<family>:<checkpoint>", "file:<path>:<solver>"]
     raise unknown("student", head, [*STUDENTS, *METHODS, *forms])
+
+
+def _own_path(parts: list[str]) -> list[str]:
+    """The parts after `file:`, the path as the first: the longest that is there, else what looks like one."""
+    solvers = (*STUDENTS, *METHODS, *SAMPLERS, "diffusers")
+    whole = len(parts)
+    there = [n for n in range(whole, 0, -1) if Path(":".join(parts[:n])).expanduser().exists()]
+    named = [n for n, part in enumerate(parts, 1) if Path(part).suffix in WEIGHT_SUFFIXES]
+    before = [n for n, part in enumerate(parts) if n and part in solvers]
+    length = [*there, *named, *before, whole][0]
+    return [":".join(parts[:length]), *parts[length:]]
 
 
 def _parse_model(text: str, family: str, name: str, *rest: str) -> Spec:
@@ -165,7 +182,8 @@ def _parse_model(text: str, family: str, name: str, *rest: str) -> Spec:
     own = None if card is None else card.solver or CONSISTENCY
     solver, options = (rest[0], rest[1:]) if rest and "=" not in rest[0] else (own, rest)
     if solver is None:
-        raise FewstepError(f"{text!r} names no solver: write {model}:heun, or {model}:{CONSISTENCY}")
+        missing = "" if not name or Path(name).expanduser().exists() else f"there is no {name!r}, and "
+        raise FewstepError(f"{missing}{text!r} names no solver: write {model}:heun, or {model}:{CONSISTENCY}")
     if card and card.levels and (solver != own or (options and card.kind == "generator")):
         raise FewstepError(f"{model} is a {card.kind}, which samples by itself: write {model}, without a solver")
     if solver in SAMPLERS:

@@ -78,11 +78,11 @@ def load_start(task: str, teacher: str | None = None, device="cpu", dtype=torch.
         raise unknown("task", task, TEACHERS)
     if teacher is None:
         found = load_teacher(task, device=device, dtype=dtype)
-    elif teacher.endswith(".safetensors") and ":" not in teacher:
-        own = trained_name(task) if entry(task).exact else task
-        found = load_teacher(own, Path(teacher), device, dtype)
     elif teacher.partition(":")[0] in (FILE, *families()):
         found = load_model(teacher, device, dtype)
+    elif teacher.endswith(".safetensors"):
+        own = trained_name(task) if entry(task).exact else task
+        found = load_teacher(own, Path(teacher), device, dtype)
     else:
         found = load_teacher(teacher, device=device, dtype=dtype)
     wanted, made = (recipe(task).shape, classes(task)), (found.shape, found.classes)

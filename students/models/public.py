@@ -9,7 +9,7 @@ import torch
 
 from students.diffusion.denoiser import Denoiser
 from students.diffusion.schedules import VE
-from students.errors import FewstepError, WeightsError
+from students.errors import WeightsError
 from students.models.acceleration import accelerate
 from students.models.cards import FILE, Card, checkpoint_files, load_card
 from students.models.teacher import DEFAULT_GRID, Teacher
@@ -44,10 +44,9 @@ def _read_card(card: Card, path: Path) -> Denoiser:
 
 
 def _read_own(path: Path) -> Denoiser:
-    reader = "diffusers" if path.is_dir() else SUFFIXES.get(path.suffix)
-    if reader is None:
-        raise FewstepError(f"{path} is no folder, {' or '.join(SUFFIXES)}: convert it (python -m students convert)")
-    return READERS[reader](None, path)  # type: ignore[arg-type]
+    from students.models.checkpoints.convert import load_checkpoint
+
+    return _read_diffusers(None, path) if path.is_dir() else load_checkpoint(path)
 
 
 def _read_edm_pickle(card: Card | None, path: Path) -> Denoiser:
@@ -88,4 +87,3 @@ READERS = {
     "safetensors": _read_converted,
     "diffusers": _read_diffusers,
 }
-SUFFIXES = {".safetensors": "safetensors", ".pkl": "edm_pickle"}

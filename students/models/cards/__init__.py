@@ -19,6 +19,7 @@ FILE = "file"  # the family of checkpoints of one's own: file:PATH
 MODELS = "models"  # the folder of checkpoints below the data root
 KINDS = ("teacher", "consistency", "generator")
 FORMATS = ("edm_pickle", "edm_state_dict", "openai", "diffusers", "safetensors")
+INDEX = ".index.json"  # how the list of the files of a sharded checkpoint ends
 WEIGHT_SUFFIXES = (".json", ".safetensors", ".bin")  # what a folder of diffusers is read from
 
 
@@ -157,6 +158,8 @@ def checkpoint_files(model: str) -> list[Path]:
         return found
     if not path.is_file():
         raise FewstepError(f"no checkpoint at {path}: file:PATH names a file, or a folder in the format of diffusers")
+    if path.name.endswith(INDEX):  # it names the files beside it
+        return sorted(file for file in path.parent.iterdir() if file.suffix in WEIGHT_SUFFIXES)
     return [path]
 
 

@@ -10,16 +10,29 @@ from torch import Tensor, nn
 from students.datafiles import file_hash
 from students.diffusion.denoiser import Denoiser
 from students.errors import FewstepError, WeightsError, one_line, reading
-from students.models.checkpoints.edm_pickle import EDMNetwork, build_denoiser, from_state_dict, read_edm_pickle
-from students.models.checkpoints.openai import NETWORKS, build_openai, read_state_dict
-from students.models.weights import load_weights, save_weights
+from students.models.checkpoints.contents import find_weights
+from students.models.checkpoints.edm_pickle import (
+    EDMNetwork,
+    build_denoiser,
+    has_networks,
+    of_content,
+    of_weights,
+    read_edm_pickle,
+)
+from students.models.checkpoints.openai import build_openai, network_of
+from students.models.checkpoints.unpickling import holds_tensors, read_tensors, saved_by_torch
+from students.models.weights import load_weights, record_path, save_weights
 from students.networks.edm import NETWORKS as EDM_NETWORKS
 
-ZIP = b"PK\x03\x04"  # what torch.save writes
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote before version 1.6
 KINDS = {"edm_": "teacher", "cd_": "consistency", "ct_": "consistency"}  # how OpenAI's files are called
 
-DESCRIPTION = ("architecture", "arguments", "precond", "precond_arguments")  # of an EDMNetwork, in the record
+DESCRIPTION = (
+    "architecture",
+    "arguments",
+    "precond",
+    "precond_arguments",
+    "label_dropout",
+)  # of an EDMNetwork, in the record
 
 
 def convert(path_in: Path, path_out: Path, trust_pickle: bool = False) -> Path:
@@ -31,16 +44,18 @@ def convert(path_in: Path, path_out: Path, trust_pickle: bool = False) -> Path:
     path_in, path_out = Path(path_in), Path(path_out)
     if path_out.suffix != ".safetensors":
         raise FewstepError(f"cannot write {path_out}: name a file that ends in .safetensors")
-    found = _read(path_in, trust_pickle)
-    if isinstance(found, EDMNetwork):
-        state, record = found.state, {"format": "edm"} | {key: getattr(found, key) for key in DESCRIPTION}
-    else:
-        state = found
-        record = {"format": "openai", "kind": _kind(path_in), "network": _network(state)}
+    state, record = _described(_read(path_in, trust_pickle), path_in)
     record["source"] = {"name": path_in.name, "sha256": file_hash(path_in)}
     _build(state, record, path_in)
     save_weights(path_out, state, record, half=False)
     return path_out
+
+
+def load_checkpoint(path: Path) -> Denoiser:
+    """The denoiser of a checkpoint as `convert` takes it, or as it writes it; nothing is written."""
+    if path.suffix == ".safetensors" and record_path(path).is_file():
+        return load_converted(path)
+    return _build(*_described(_read(path, trust_pickle=False), path), path)
 
 
 def load_converted(path: Path) -> Denoiser:
@@ -50,9 +65,17 @@ def load_converted(path: Path) -> Denoiser:
         return _build(state, record, path)
 
 
+def _described(found: EDMNetwork | dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The weights, and the record that says what they are."""
+    if isinstance(found, EDMNetwork):
+        return found.state, {"format": "edm"} | {key: getattr(found, key) for key in DESCRIPTION}
+    return found, {"format": "openai", "kind": _kind(path), "network": network_of(found, path)}
+
+
 def _build(state: dict[str, Tensor], record: dict, path: Path) -> Denoiser:
     if record.get("format") == "edm":
-        return build_denoiser(EDMNetwork(state=state, path=path, **{key: record[key] for key in DESCRIPTION}))
+        given = {key: record[key] for key in DESCRIPTION if key in record}  # older records say less
+        return build_denoiser(EDMNetwork(state=state, path=path, **given))
     if record.get("format") == "openai":
         return build_openai(state, record["network"], record["kind"] == "consistency", path)
     raise WeightsError(f"weights {path} are no converted checkpoint: make them by python -m students convert")
@@ -61,27 +84,25 @@ def _build(state: dict[str, Tensor], record: dict, path: Path) -> Denoiser:
 def _read(path: Path, trust_pickle: bool) -> EDMNetwork | dict[str, Tensor]:
     """An EDM network, or a state dict under OpenAI's names."""
     try:
-        with open(path, "rb") as file:
-            start = file.read(len(LEGACY))
-    except OSError as error:
-        raise WeightsError(f"cannot read {path} ({error.strerror}): name the checkpoint to convert") from error
-    saved_by_torch = start.startswith(ZIP) or start == LEGACY
-    try:
-        return _named(read_state_dict(path), path) if saved_by_torch else read_edm_pickle(path)
+        return _named(read_tensors(path), path) if holds_tensors(path) else read_edm_pickle(path)
     except FewstepError:
-        if not trust_pickle:
+        if not trust_pickle or not path.is_file():
             raise
-    return _of_object(_execute(path, saved_by_torch), path)
+    return _of_object(_execute(path), path)
 
 
-def _named(state: dict[str, Tensor], path: Path) -> EDMNetwork | dict[str, Tensor]:
-    return state if "input_blocks.0.0.weight" in state else from_state_dict(state, path)
+def _named(content, path: Path) -> EDMNetwork | dict[str, Tensor]:
+    """Of what a file holds, by the names of the parameters."""
+    if has_networks(content):
+        return of_content(content, path)
+    family, state = find_weights(content, path, "edm", "openai")
+    return of_weights(state, path) if family == "edm" else state
 
 
-def _execute(path: Path, saved_by_torch: bool):
+def _execute(path: Path):
     """The object of a pickle, by running what it asks for."""
     try:
-        if saved_by_torch:
+        if saved_by_torch(path):
             return torch.load(path, map_location="cpu", weights_only=False)
         with open(path, "rb") as file:
             return pickle.load(file)
@@ -94,7 +115,7 @@ def _of_object(content, path: Path) -> EDMNetwork | dict[str, Tensor]:
     if isinstance(content, dict):
         content = content.get("ema", content.get("model", content))
     if not isinstance(content, nn.Module):
-        if not isinstance(content, dict) or not all(torch.is_tensor(value) for value in content.values()):
+        if not isinstance(content, dict):
             raise WeightsError(f"{path} holds neither a network nor its state dict: take another file")
         return _named(content, path)
     found = _named(content.state_dict(), path)
@@ -111,7 +132,3 @@ def _kind(path: Path) -> str:
     raise FewstepError(
         f"the name of {path} does not say what it is: as OpenAI's, call it edm_... (a teacher), cd_... or ct_..."
     )
-
-
-def _network(state: dict[str, Tensor]) -> dict:
-    return NETWORKS["imagenet64" if "label_emb.weight" in state else "lsun256"]

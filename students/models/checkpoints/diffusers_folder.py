@@ -1,12 +1,13 @@
 """Folders of diffusers: a `UNet2DModel` and the configuration of a scheduler, as `save_pretrained` writes them.
 
-    config.json, diffusion_pytorch_model.safetensors (or .bin), scheduler_config.json
+    config.json, diffusion_pytorch_model.safetensors (folder_weights.py tells the others), scheduler_config.json
     unet/config.json, unet/diffusion_pytorch_model..., scheduler/scheduler_config.json        of a pipeline
 
 A scheduler with betas makes a denoiser on discrete times; `CMStochasticIterativeScheduler` a consistency function.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,11 @@ from torch import Tensor
 from students.diffusion.denoiser import CONSISTENCY, Denoiser
 from students.diffusion.schedules import VE, Schedule
 from students.errors import FewstepError, WeightsError, reading, unknown
+from students.models.checkpoints.folder_weights import read_folder
+from students.models.weights import load_into
 from students.networks.unet import UNet2D
 
+AVERAGED = "unet_ema"  # the name that diffusers' training examples give it
 CONSISTENCY_SCHEDULER = "CMStochasticIterativeScheduler"
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
@@ -128,7 +132,7 @@ def load_diffusers_folder(path: Path, classes: int | None = None) -> UNetDenoise
 
 
 def _load(path: Path, classes: int | None) -> UNetDenoiser:
-    parts = path if (path / "config.json").is_file() else path / "unet"
+    parts = _network_folder(path)
     unet = _load_unet(parts)
     where = next(
         (f for f in (path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json") if f.is_file()), None
@@ -151,6 +155,16 @@ def _load(path: Path, classes: int | None) -> UNetDenoiser:
         return ConsistencyFunction(unet, schedule, classes, scheduler["sigma_data"], clip)
     betas, prediction = _of_betas(scheduler, where)
     return UNetDenoiser(unet, betas, prediction, classes, scale=len(betas.alphas_cumprod), shift=-1)
+
+
+def _network_folder(path: Path) -> Path:
+    """Where the network is: the folder itself, or of those in it the averaged one."""
+    if (path / "config.json").is_file():
+        return path
+    if not (path / AVERAGED / "config.json").is_file():
+        return path / "unet"
+    print(f"note: of the networks in {path} the averaged one, {AVERAGED}, is taken", file=sys.stderr)
+    return path / AVERAGED
 
 
 def _of_betas(config: dict, where: Path) -> tuple[DiscreteVP, str]:
@@ -186,17 +200,10 @@ def _load_unet(folder: Path) -> UNet2DModel:
         raise FewstepError(f"{folder}: a network with skips of images, or without blocks in the middle, cannot be read")
     if config.get("class_embed_type") is not None:
         raise FewstepError(f"{folder}: class embeddings of type {config['class_embed_type']!r} cannot be read")
-    try:
-        unet, report = UNet2DModel.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
-        )
-    except Exception as error:  # diffusers raises many kinds, all about the same file
-        raise WeightsError(
-            f"cannot read the weights in {folder}: {' '.join(str(error).split())}: get the whole folder again"
-        ) from error
-    for key, problem in (("missing_keys", "lack"), ("unexpected_keys", "hold, beside the network's own,")):
-        if names := sorted(report[key]):
-            raise WeightsError(f"weights in {folder} {problem} {names[0]!r}: get the config.json they belong to")
+    state = read_folder(folder)
+    with torch.device("meta"):
+        unet = UNet2DModel.from_config(config)
+    load_into(unet, state, folder)
     return unet.eval().requires_grad_(False)
 
 

@@ -1,33 +1,28 @@
-"""Checkpoints of the EDM family: pickles that embed their Python source, read without running any of it; state dicts.
+"""Checkpoints of the EDM family: pickles of networks, the state of their training, state dicts.
 
-Such a pickle is a dict with the network under "ema". Each module of it is written as a call
-
-    torch_utils.persistence._reconstruct_persistent_obj({type, version, module_src, class_name, state})
-
-which in the original project executes `module_src`. Here the call records `class_name` and `state`, the globals that
-tensors and plain values need are listed, and any other is refused by name.
+Such a pickle is a dict with the network under "ema"; how it is read without running it, unpickling.py says.
 """
 
-import collections
-import io
 import json
-import pickle
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from students.diffusion.denoiser import CONSISTENCY, EDM, Denoiser
 from students.diffusion.schedules import VE
-from students.errors import FewstepError, WeightsError, reading
+from students.errors import FewstepError, reading
+from students.models.checkpoints.contents import AVERAGED, find_weights
+from students.models.checkpoints.unpickling import Recorded, unpickle
 from students.models.weights import load_into
 from students.networks.edm import NETWORKS
 
 TRAINING_ONLY = ("dropout", "label_dropout")
+FILTER = "resample_filter"
 
 
 @dataclass
@@ -36,6 +31,7 @@ class EDMNetwork:
 
     architecture, arguments: a class of students/networks/edm.py and how it is built. state: its parameters by name.
     precond: the class that surrounds it, with its sigma_data and sigma_min. path: of the file, for messages.
+    label_dropout: how often training left the class out, None where the file does not say.
     """
 
     architecture: str
@@ -44,6 +40,7 @@ class EDMNetwork:
     precond: str = "EDMPrecond"
     precond_arguments: dict = field(default_factory=lambda: {"sigma_data": 0.5, "sigma_min": 0.0})
     path: Path = Path()
+    label_dropout: float | None = None
 
 
 def build_denoiser(network: EDMNetwork) -> Denoiser:
@@ -62,36 +59,74 @@ def build_denoiser(network: EDMNetwork) -> Denoiser:
     classes = arguments.get("label_dim") or None
     sigma_data, sigma_min = network.precond_arguments["sigma_data"], network.precond_arguments["sigma_min"]
     if network.precond == "EDMPrecond":
-        return Denoiser(module, VE(), EDM, shape, classes, sigma_data)
-    if network.precond == "ECMPrecond":
-        return Denoiser(module, VE(t_min=sigma_min), CONSISTENCY, shape, classes, sigma_data)
-    raise FewstepError(
-        f"{network.path} is preconditioned by {network.precond}: only EDMPrecond and ECMPrecond can be read"
-    )
+        denoiser = Denoiser(module, VE(), EDM, shape, classes, sigma_data)
+    elif network.precond == "ECMPrecond":
+        denoiser = Denoiser(module, VE(t_min=sigma_min), CONSISTENCY, shape, classes, sigma_data)
+    else:
+        raise FewstepError(
+            f"{network.path} is preconditioned by {network.precond}: only EDMPrecond and ECMPrecond can be read"
+        )
+    denoiser.has_no_class = network.label_dropout != 0  # type: ignore[assignment]
+    return denoiser
 
 
 def read_edm_pickle(path: Path) -> EDMNetwork:
-    """The network of an EDM pickle; nothing in the file is executed.
+    """The network of an EDM pickle, or of the weights that a pickle holds; nothing in the file is executed.
 
-    Raises WeightsError for a file that is missing, cut short or incomplete, and FewstepError naming the first global
-    that such a pickle does not need.
+    Raises WeightsError for a file that is missing, cut short or of another kind, and FewstepError naming the first
+    global that such a pickle does not need.
     """
-    with reading(path, "EDM pickle"), open(path, "rb") as file:
-        content = _Unpickler(file, path).load()
-        network = content.get("ema", content.get("model")) if isinstance(content, dict) else None  # "model": SFD
-        if not isinstance(network, _Object):
-            raise WeightsError(f"{path} holds no network under 'ema': take another file")
-        return _describe(network, path)
+    with reading(path, "EDM pickle"):
+        return of_content(unpickle(path), path)
 
 
-def from_state_dict(state: Mapping[str, Tensor], path: Path) -> EDMNetwork:
-    """A state dict of EDM's networks without anything else, as DMD2 publishes: the names and shapes say which it is.
+def of_content(content, path: Path) -> EDMNetwork:
+    """The network of what a file holds: recorded modules, of which the averaged one is taken, or a state dict."""
+    if not has_networks(content):
+        return from_state_dict(content, path)
+    networks = _networks(content)
+    key = next((key for key in networks if AVERAGED.search(str(key))), next(iter(networks)))
+    if len(networks) > 1:
+        print(f"note: of the networks in {path} ({', '.join(map(repr, networks))}) {key!r} is taken", file=sys.stderr)
+    return _describe(networks[key], path)
+
+
+def has_networks(content) -> bool:
+    """Whether there are recorded modules in it, rather than tensors by name."""
+    return bool(_networks(content))
+
+
+def _networks(content) -> dict:
+    entries = content if isinstance(content, dict) else {"": content}
+    return {key: value for key, value in entries.items() if _is_network(value)}
+
+
+def _is_network(value) -> bool:
+    return isinstance(value, Recorded) and bool(getattr(value, "_modules", None))
+
+
+def from_state_dict(content, path: Path) -> EDMNetwork:
+    """The network of a state dict (students/models/checkpoints/contents.py): names and shapes say which it is.
 
     The preconditioning is EDM's with sigma_data 0.5. Raises WeightsError if the names are not of this family.
     """
-    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    return of_weights(find_weights(content, path, "edm")[1], path)
+
+
+def of_weights(state: dict[str, Tensor], path: Path) -> EDMNetwork:
+    """The same of a state dict under the names of EDM's networks."""
     with reading(path, "state dict of EDM's family"):
-        return EDMNetwork(*arguments_of(state), state, path=path)
+        architecture, arguments = arguments_of(state)
+        return EDMNetwork(architecture, arguments, _with_filters(state, architecture, arguments), path=path)
+
+
+def _with_filters(state: dict[str, Tensor], architecture: str, arguments: dict) -> dict[str, Tensor]:
+    """The state with the resampling filters of DDPM++, which are no parameters, where it was saved without buffers."""
+    if any(name.endswith(FILTER) for name in state) or arguments.get("encoder_type") != "standard":
+        return state
+    with torch.device("meta"):
+        names = [name for name in NETWORKS[architecture](**arguments).state_dict() if name.endswith(FILTER)]
+    return state | {name: torch.full((1, 1, 2, 2), 0.25) for name in names}
 
 
 def arguments_of(state: Mapping[str, Tensor]) -> tuple[str, dict]:
@@ -117,7 +152,7 @@ def arguments_of(state: Mapping[str, Tensor]) -> tuple[str, dict]:
     }
     if adm:
         return "DhariwalUNet", arguments
-    filters = (tensor for name, tensor in state.items() if name.endswith("resample_filter"))
+    filters = (tensor for name, tensor in state.items() if name.endswith(FILTER))
     return "SongUNet", arguments | {
         "embedding_type": "fourier" if "map_noise.freqs" in state else "positional",
         "channel_mult_noise": into_embedding[1] // channels,
@@ -127,17 +162,14 @@ def arguments_of(state: Mapping[str, Tensor]) -> tuple[str, dict]:
     }
 
 
-class _Object:
-    """Stands for an object of the pickle: the name of its class, and its attributes. Runs nothing."""
-
-    class_name = ""
-    _modules: dict
-    _parameters: dict
-    _buffers: dict
-
-
-def _describe(precond: _Object, path: Path) -> EDMNetwork:
-    model = precond._modules["model"]
+def _describe(precond: Recorded, path: Path) -> EDMNetwork:
+    model = precond._modules.get("model")
+    if not isinstance(model, Recorded):
+        inside = [part.class_name for part in precond._modules.values() if isinstance(part, Recorded)]
+        raise FewstepError(
+            f"{path} is of another kind, {precond.class_name} around {' and '.join(inside) or 'nothing'}"
+            f"{', as EDM2 writes it' if precond.class_name == 'Precond' else ''}: only EDM's own networks can be read"
+        )
     if getattr(precond, "training_kwargs", {}).get("use_step_condition"):
         raise FewstepError(f"{path}: SFD's networks with a step condition cannot be read; take one of fixed steps")
     # SFD's networks carry parameters for a step condition that its networks of fixed steps never use
@@ -150,10 +182,11 @@ def _describe(precond: _Object, path: Path) -> EDMNetwork:
     else:
         architecture, arguments = arguments_of(state)
     given = {key: float(getattr(precond, key, default)) for key, default in (("sigma_data", 0.5), ("sigma_min", 0.0))}
-    return EDMNetwork(architecture, arguments, state, precond.class_name, given, path)
+    dropout = float(recorded.get("label_dropout", 0)) if recorded else None
+    return EDMNetwork(architecture, arguments, state, precond.class_name, given, path, dropout)
 
 
-def _tensors(module: _Object, prefix: str = ""):
+def _tensors(module: Recorded, prefix: str = ""):
     """(name, tensor) of every parameter and buffer, as in `nn.Module.state_dict`."""
     temporary = getattr(module, "_non_persistent_buffers_set", ())
     for kind in (module._parameters, module._buffers):
@@ -163,82 +196,3 @@ def _tensors(module: _Object, prefix: str = ""):
     for name, child in module._modules.items():
         if child is not None:
             yield from _tensors(child, f"{prefix}{name}.")
-
-
-def _reconstruct(meta: dict) -> _Object:
-    recorded = _Object()
-    recorded.__dict__.update(meta["state"] or {})
-    recorded.class_name = meta["class_name"]
-    return recorded
-
-
-def _load_storage(content: bytes):
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _rebuild_tensor(storage, offset, size, stride, *rest) -> Tensor:
-    flat = torch.tensor([], dtype=storage.dtype).set_(storage)
-    return flat.as_strided(size, stride, offset)  # raises if it reaches beyond the storage
-
-
-def _rebuild_parameter(tensor: Tensor, *rest) -> Tensor:
-    return tensor
-
-
-class _NumpyType:
-    """Stands for numpy.dtype."""
-
-    def __init__(self, name: str, *rest):
-        self.name = name
-
-    def __setstate__(self, state: tuple):
-        self.order = state[1]
-
-
-def _numpy_scalar(kind: _NumpyType, content: bytes):
-    return np.frombuffer(content, kind.order + kind.name)[0].item()
-
-
-class _EasyDict(dict):
-    """Stands for dnnlib.util.EasyDict."""
-
-
-ALLOWED = {
-    "torch_utils.persistence._reconstruct_persistent_obj": _reconstruct,
-    "torch.storage._load_from_bytes": _load_storage,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "torch.Size": lambda sizes: tuple(sizes),
-    "collections.OrderedDict": collections.OrderedDict,
-    "builtins.set": set,
-    "__builtin__.set": set,
-    "dnnlib.util.EasyDict": _EasyDict,
-    "numpy.dtype": _NumpyType,
-    "numpy.core.multiarray.scalar": _numpy_scalar,
-    "numpy._core.multiarray.scalar": _numpy_scalar,
-}
-# Classes of modules that are pickled by name: torch's containers, and the networks of SFD.
-RECORDED = {"torch.nn.modules.container": ("ModuleDict", "ModuleList", "Sequential")} | {
-    "models.networks_edm": (
-        *("EDMPrecond", "SongUNet", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm"),
-        *("PositionalEmbedding", "FourierEmbedding"),
-    )
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, path: Path):
-        super().__init__(file)
-        self.path = path
-
-    def find_class(self, module: str, name: str):
-        if name in RECORDED.get(module, ()):
-            return type(name, (_Object,), {"class_name": name})
-        found = ALLOWED.get(f"{module}.{name}")
-        if found is None:
-            raise FewstepError(
-                f"{self.path} asks for {module}.{name}, which could run code, so it is not read: "
-                "if you trust its source, convert it with --trust-pickle"
-            )
-        # made anew for each pickle, which may set attributes of what it is given
-        return type(name, (found,), {}) if isinstance(found, type) else lambda *arguments: found(*arguments)  # type: ignore[operator]

@@ -4,7 +4,9 @@ Files of github.com/openai/consistency_models: `edm_*` are teachers, `cd_*` and 
 parameters alone; the architecture is in that project's README and is named here in its words.
 """
 
+import math
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -15,10 +17,12 @@ from students.diffusion.denoiser import EDM
 from students.diffusion.schedules import VE
 from students.errors import FewstepError, WeightsError, reading
 from students.models.checkpoints.diffusers_folder import LOG_SIGMA, ConsistencyFunction, UNetDenoiser
+from students.models.checkpoints.unpickling import load_tensors
 from students.models.weights import load_into
 
 CLASSES = 1000  # of ImageNet
 SIGMA_DATA = 0.5
+LOWEST = 8  # the resolution in the middle of OpenAI's networks, whatever the size
 CHANNEL_MULT = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 NETWORKS = {
     "imagenet64": {
@@ -72,8 +76,10 @@ def load_openai(path: Path, network: dict, consistency: bool) -> UNetDenoiser:
 
 def build_openai(state: dict[str, Tensor], network: dict, consistency: bool, path: Path) -> UNetDenoiser:
     """The same of a state dict under OpenAI's names."""
-    if network["image_size"] not in CHANNEL_MULT or not network["resblock_updown"]:
-        raise FewstepError(f"{path}: only OpenAI's networks with resblock_updown at 64 and 256 pixels can be read")
+    if not ("channel_mult" in network or network["image_size"] in CHANNEL_MULT) or not network["resblock_updown"]:
+        raise FewstepError(
+            f"{path}: only OpenAI's networks with resblock_updown, at 64 and 256 pixels or with channel_mult, are read"
+        )
     with reading(path, "state dict of OpenAI's networks"):
         with torch.device("meta"):
             unet = UNet2DModel(**_config(network))
@@ -88,14 +94,7 @@ def build_openai(state: dict[str, Tensor], network: dict, consistency: bool, pat
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors that `torch.save` has written, by name; raises WeightsError for anything else."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"cannot read {path} ({error.strerror}): get the file again") from error
-    except Exception as error:  # torch.load raises many kinds, all about the same file
-        reason = " ".join(str(error).split())
-        reason = next(iter(re.findall(r"Unsupported \w+: \w+ [\w.]+", reason)), reason[:200])
-        raise WeightsError(f"{path} is no state dict that can be read without running code ({reason})") from error
+    state = load_tensors(path)
     if not isinstance(state, dict) or not all(_is_entry(name, value) for name, value in state.items()):
         raise WeightsError(f"{path} is no state dict: it must hold dense tensors by name, and nothing else")
     return state
@@ -105,11 +104,59 @@ def _is_entry(name, value) -> bool:
     return isinstance(name, str) and torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
 
 
+def network_of(state: dict[str, Tensor], path: Path) -> dict:
+    """The architecture in the words of NETWORKS, from the names and shapes of its parameters.
+
+    They say neither the size of images nor the heads of attention: these are those of NETWORKS where all else is equal,
+    else guessed, with a note on stderr. A size that is part of the file's name, as OpenAI writes it, is taken.
+    """
+    with reading(path, "state dict of OpenAI's networks"):
+        found, attention = _of_shapes(state)
+    if len(state["out.2.weight"]) != state["input_blocks.0.0.weight"].shape[1]:
+        raise FewstepError(f"{path} is of another kind: its network returns more channels than it takes (a variance)")
+    for network in NETWORKS.values():
+        same = all(network.get(key, value) == value for key, value in found.items() if key != "classes")
+        if same and _mult(network) == found["channel_mult"] and _attention_levels(network) == attention:
+            return network | {key: found[key] for key in ("classes", "channels")}
+    levels = len(attention)
+    named = re.findall(r"(?<!\d)(32|64|128|256|512)(?!\d)", path.stem)
+    size = int(named[-1]) if named else LOWEST << (levels - 1)
+    widths = [int(found["num_channels"] * mult) for mult in found["channel_mult"]]
+    head = math.gcd(64, widths[-1], *(width for width, attends in zip(widths, attention, strict=True) if attends))
+    print(f"note: {path} is read as a network for {size} pixels with heads of {head} channels", file=sys.stderr)
+    resolutions = ",".join(str(size >> level) for level in range(levels) if attention[level])
+    return found | {"image_size": size, "num_head_channels": head, "attention_resolutions": resolutions}
+
+
+def _of_shapes(state: dict[str, Tensor]) -> tuple[dict, list[bool]]:
+    """What shapes say of a network, and whether there is attention, for each resolution."""
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("output_blocks."))
+    ups = [i for i in range(blocks) if any(f"output_blocks.{i}.{k}.in_layers.0.weight" in state for k in (1, 2))]
+    each = ups[0] + 1 if ups else blocks  # residual blocks of a resolution in the decoder, one more than in the encoder
+    firsts = [f"input_blocks.{1 + level * each}" for level in range(blocks // each)]
+    channels = len(state["input_blocks.0.0.weight"])
+    embedded, wide = (len(state[f"{firsts[0]}.0.{part}.weight"]) for part in ("emb_layers.1", "out_layers.3"))
+    found = {
+        "channels": state["input_blocks.0.0.weight"].shape[1],
+        "num_channels": channels,
+        "channel_mult": [len(state[f"{first}.0.out_layers.3.weight"]) / channels for first in firsts],
+        "num_res_blocks": each - 1,
+        "resblock_updown": bool(ups) or blocks == each,
+        "use_scale_shift_norm": embedded == 2 * wide,
+        "class_cond": "label_emb.weight" in state,
+        "classes": len(state["label_emb.weight"]) if "label_emb.weight" in state else None,
+    }
+    return found, [f"{first}.1.qkv.weight" in state for first in firsts]
+
+
+def _mult(network: dict) -> list[float]:
+    return list(network.get("channel_mult") or CHANNEL_MULT[network["image_size"]])
+
+
 def _attention_levels(network: dict) -> list[bool]:
     """Whether there is attention, for each resolution."""
-    resolutions = [int(r) for r in network["attention_resolutions"].split(",")]
-    levels = len(CHANNEL_MULT[network["image_size"]])
-    return [network["image_size"] >> level in resolutions for level in range(levels)]
+    resolutions = [int(r) for r in network["attention_resolutions"].split(",") if r]
+    return [network["image_size"] >> level in resolutions for level in range(len(_mult(network)))]
 
 
 def _config(network: dict) -> dict:
@@ -119,14 +166,14 @@ def _config(network: dict) -> dict:
     up = ["AttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in reversed(attention)]
     return {
         "sample_size": network["image_size"],
-        "in_channels": 3,
-        "out_channels": 3,
+        "in_channels": network.get("channels", 3),
+        "out_channels": network.get("channels", 3),
         "layers_per_block": network["num_res_blocks"],
-        "block_out_channels": [network["num_channels"] * mult for mult in CHANNEL_MULT[network["image_size"]]],
+        "block_out_channels": [int(network["num_channels"] * mult) for mult in _mult(network)],
         "attention_head_dim": network["num_head_channels"],
         "down_block_types": down,
         "up_block_types": up,
-        "num_class_embeds": CLASSES if network["class_cond"] else None,
+        "num_class_embeds": network.get("classes", CLASSES) if network["class_cond"] else None,
         "resnet_time_scale_shift": "scale_shift" if network["use_scale_shift_norm"] else "default",
         "attn_norm_num_groups": 32,
         "downsample_type": "resnet",

@@ -180,7 +180,7 @@ def test_files_of_one_s_own(tiny, tmp_path):
     for path, message in (
         ("nowhere", "no checkpoint at"),
         (tmp_path / "empty", "holds no checkpoint"),
-        (tmp_path / "notes.txt", "convert it"),
+        (tmp_path / "notes.txt", "of another kind"),
     ):
         with pytest.raises(FewstepError, match=message):
             load_model(f"file:{path}")

@@ -28,7 +28,6 @@ NETWORKS = {
 def small(monkeypatch):
     """Networks of a few channels, and three classes."""
     monkeypatch.setattr(openai, "NETWORKS", NETWORKS)
-    monkeypatch.setattr("students.models.checkpoints.convert.NETWORKS", NETWORKS)
     monkeypatch.setattr(openai, "CLASSES", 3)
 
 
@@ -232,3 +231,36 @@ def test_every_block_of_the_public_networks_has_a_name(monkeypatch, name):
         assert set(names.values()) == there and len(names) == len(there)
     if name == "imagenet64":  # EDM's ADM, whose size is published
         assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(295.9, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "file, size, changes",
+    [
+        ("edm_cat128.pt", 128, {"channel_mult": [1, 2, 1], "attention_resolutions": "64"}),
+        ("edm_mine.pt", 16, {"channel_mult": [1, 3], "attention_resolutions": "", "num_res_blocks": 2}),
+        ("edm_mine.pt", 32, {"channel_mult": [1, 1, 2], "attention_resolutions": "32,8", "class_cond": False}),
+    ],
+)
+def test_another_size_is_read_from_the_shapes(tmp_path, capsys, file, size, changes):
+    network = NETWORKS["imagenet64"] | {"image_size": size, "classes": 5, "channels": 2} | changes
+    unet = openai.UNet2DModel(**openai._config(network))
+    names = {new: old for old, new in openai.ENDS.items()}
+    resnets, attentions = openai._blocks(network)
+    names |= {f"{new}.{b}": f"{old}.{a}" for old, new in resnets.items() for a, b in openai.RESNET.items()}
+    names |= {f"{new}.{b}": f"{old}.{a}" for old, new in attentions.items() for a, b in openai.ATTENTION.items()}
+    state = {}
+    for name, tensor in unet.state_dict().items():
+        part, _, kind = name.rpartition(".")
+        if part.endswith(("to_q", "to_k", "to_v")):
+            block = next(old for old, new in attentions.items() if part.startswith(f"{new}."))
+            state[f"{block}.qkv.{kind}"] = torch.cat([state.get(f"{block}.qkv.{kind}", tensor[:0]), tensor])
+        else:
+            state[f"{names[part]}.{kind}"] = tensor
+    torch.save(state, tmp_path / file)
+    denoiser = load_converted(convert(tmp_path / file, tmp_path / "net.safetensors"))
+    assert denoiser.shape == (2, size, size)
+    assert denoiser.classes == (5 if network["class_cond"] else None)
+    assert f"for {size} pixels with heads of" in capsys.readouterr().err
+    loaded = denoiser.network.network.state_dict()
+    assert loaded.keys() == unet.state_dict().keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in unet.state_dict().items())
