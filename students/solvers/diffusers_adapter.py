@@ -10,8 +10,6 @@ import copy
 import inspect
 import json
 import math
-import sys
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,52 +19,21 @@ from students.diffusion.denoiser import guided
 from students.diffusion.schedules import SCHEDULES
 from students.errors import FewstepError, UnsupportedSteps, unknown
 from students.models.teacher import as_teacher
+from students.solvers.diffusers_check import ORDINARY, Outcome, check_steps, dry_run
+from students.solvers.diffusers_noise import noise_from
 from students.solvers.diffusers_schedulers import (
-    ENDS_WITH_DATA,
     EXPLICIT,
     EXPLICIT_EDM,
     EXPLICIT_FLOW,
-    FEWEST_STEPS,
-    FLOW_ONLY,
     FROM_SCHEDULE,
+    ROWS,
     schedule_kind,
     scheduler_class,
     trained_betas,
 )
+from students.solvers.diffusers_states import prediction, scales_input, state
+from students.solvers.diffusers_times import own_betas, set_times
 from students.student import Student, device_of
-
-
-class _BrownianPath:
-    """Normalised increments (W_b - W_a) / sqrt(|b - a|), nested ones with the same start on one path."""
-
-    def __init__(self, draw):
-        self.draw = draw
-        self.start = None
-
-    def __call__(self, a, b) -> Tensor:
-        a, b = float(a), float(b)
-        if a != self.start:
-            self.start, self.end, self.w = a, a, 0
-        self.w = self.w + abs(b - self.end) ** 0.5 * self.draw()
-        self.end = b
-        return self.w / abs(b - a) ** 0.5
-
-
-@contextmanager
-def _noise_from(draw, scheduler):
-    """Let the scheduler take all its noise from `draw()`, by replacing the two sources its module has."""
-    module: Any = sys.modules[type(scheduler).__module__]
-    if hasattr(scheduler, "noise_sampler"):
-        scheduler.noise_sampler = _BrownianPath(draw)
-    if not hasattr(module, "randn_tensor"):
-        yield
-        return
-    original = module.randn_tensor
-    module.randn_tensor = lambda shape, *args, dtype=None, **kwargs: draw().reshape(shape).to(dtype or torch.float64)
-    try:
-        yield
-    finally:
-        module.randn_tensor = original
 
 
 class DiffusersStudent(Student):
@@ -95,7 +62,8 @@ class DiffusersStudent(Student):
         self.name = name or f"diffusers:{scheduler}"
         self.scheduler = scheduler
         self._class: type[Any] = scheduler_class(scheduler)
-        self._family = self._find_family(teacher.schedule)
+        self.row = ROWS[scheduler]
+        self.kind = self._find_kind(teacher.schedule)
         self.denoiser, self.prior, self.classes = teacher.denoiser, teacher.prior, teacher.classes
         self.guidable = teacher.has_no_class
         self.shape = tuple(shape or teacher.shape)
@@ -103,37 +71,25 @@ class DiffusersStudent(Student):
         self.denoiser.to(self.device)
         self._init_options, self._step_options = self._resolve(options)
         self.supported_steps = self._step_range()
-        self._runs: set[int] = set()
+        self.predicts = self._predicts()
+        self.given = options
+        self.plain = DiffusersStudent(denoiser, scheduler, shape, device=device) if options else None
+        self._checked: dict[int, str] = {}
+        self._outcomes: dict[int, Outcome] = {}
         try:
             self._unused = self._construct()
-            self._dry_run(10)
-        except UnsupportedSteps:
-            pass
+            self.outcome(ORDINARY)
         except Exception as error:
             raise FewstepError(f"{self.name} cannot run with options {options}: {_first_line(error)}") from error
 
-    def _find_family(self, schedule) -> str:
-        """One of "beta", "edm", "trigflow", "flow". Raises FewstepError if the schedule is not of that family."""
-        takes = inspect.signature(self._class.__init__).parameters
-        if self.scheduler in FLOW_ONLY:
-            family, kinds = "flow", ["flow"]
-        elif "trained_betas" in takes:
-            # without a choice of final sigma, a grid of flow sigmas ends at its last noise level, not at the data
-            reaches_data = {"use_flow_sigmas", "final_sigmas_type"} <= takes.keys()
-            family, kinds = "beta", ["vp", "flow"] if reaches_data else ["vp"]
-        elif {"sigma_min", "sigma_max", "sigma_data"} <= takes.keys():
-            family, kinds = "edm", ["ve", "vp"]
-        elif self.scheduler == "SCMScheduler":
-            family, kinds = "trigflow", ["vp"]
-        else:
-            raise FewstepError(f"{self.scheduler} takes no betas, sigma range or flow shift: it cannot step a denoiser")
-        if (kind := schedule_kind(schedule)) not in kinds:
+    def _find_kind(self, schedule) -> str:
+        """The schedule's kind. Raises FewstepError if the class does not step it."""
+        if (kind := schedule_kind(schedule)) not in self.row.kinds:
             raise FewstepError(
-                f"{self.scheduler} steps {' and '.join(kinds)} schedules, and this denoiser's is {kind}: "
+                f"{self.scheduler} steps {' and '.join(self.row.kinds)} schedules, and this denoiser's is {kind}: "
                 "take another scheduler or another denoiser"
             )
-        self._kind = kind
-        return family
+        return kind
 
     def _resolve(self, options: dict) -> tuple[dict, dict]:
         """Keyword arguments of the constructor and of `step`; sets `self.options`."""
@@ -151,12 +107,12 @@ class DiffusersStudent(Student):
 
         schedule = self.denoiser.schedule
         explicit = dict(EXPLICIT)
-        if self._family == "edm":
+        if self.row.family == "edm":
             u_min, u_max = schedule.u([schedule.t_min, schedule.t_max]).tolist()
             explicit |= EXPLICIT_EDM | {"sigma_min": u_min, "sigma_max": u_max}
-        elif self._family == "trigflow":
+        elif self.row.family == "trigflow":
             explicit |= {"prediction_type": "trigflow", "sigma_data": 1.0}
-        elif self._kind == "flow":
+        elif self.kind == "flow":
             explicit |= EXPLICIT_FLOW | {"stages": 1, "stage_range": [0, 1]}
         explicit = {k: v for k, v in explicit.items() if k in takes}
         given = {k: v for k, v in options.items() if k in takes}
@@ -177,62 +133,55 @@ class DiffusersStudent(Student):
             raise FewstepError(f"options of {self.scheduler} must be plain values: {_first_line(error)}") from error
         return explicit | given, step
 
+    def _predicts(self) -> str:
+        given = self._init_options.get("prediction_type")
+        return self.row.predicts if given in (None, "trigflow") or self.row.family == "edm" else given
+
     def _step_range(self) -> range:
-        fewest = FEWEST_STEPS.get(self.scheduler, 1)
+        fewest = self.row.fewest
         if self.options.get("sigma_schedule") == "exponential":
             fewest = 2  # its grid of one step starts at sigma_min
         most = self.options.get("original_inference_steps", self.options.get("num_train_timesteps", 1000))
         return range(fewest, most + 1)
 
     def _construct(self, **options):
-        if self._family == "beta" and "trained_betas" not in options:
+        if self.row.family == "beta" and "trained_betas" not in options:
             n = self._init_options["num_train_timesteps"]
             options["trained_betas"] = trained_betas(self.denoiser.schedule, n)
         return self._class(**self._init_options, **options)
 
     def make_scheduler(self, n_steps: int):
         """A fresh scheduler with its timesteps set; the timesteps stay on the CPU."""
-        schedule = self.denoiser.schedule
-        if self.scheduler == "IPNDMScheduler":
-            # its "betas" are sigma(t) on the grid, below 1 in float32 so that its alphas stay positive
-            times = torch.linspace(schedule.t_max, schedule.t_min, n_steps + 1, dtype=torch.float64)
-            scheduler = self._construct(trained_betas=schedule.sigma(times).clamp(max=1 - 2**-24).tolist())
+        if self.row.times == "betas":
+            scheduler = self._construct(trained_betas=own_betas(self.denoiser.schedule, n_steps))
         else:
             scheduler = copy.deepcopy(self._unused)  # some constructors are slow
-        takes = inspect.signature(scheduler.set_timesteps).parameters
-        if self._family == "trigflow":
-            angle = torch.atan(schedule.u(schedule.t_max)).item()
-            scheduler.set_timesteps(n_steps, max_timesteps=angle, intermediate_timesteps=None)
-        elif self.scheduler == "MiniMaxH3Scheduler":
-            scheduler.set_timesteps(n_steps + 1)  # it counts times, not steps
-        elif self.scheduler == "LTXEulerAncestralRFScheduler":
-            scheduler.set_timesteps(sigmas=[1 - i / n_steps for i in range(n_steps + 1)], device=self.device)
-        elif self._family == "flow" and "timesteps" in takes:
-            scheduler.set_timesteps(n_steps, sigmas=[1 - i / n_steps for i in range(n_steps)])
-        else:
-            scheduler.set_timesteps(n_steps)
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
+        set_times(self, scheduler, n_steps)
         return scheduler
 
     def check(self, n_steps, guidance=1.0):
         super().check(n_steps, guidance)
-        if guidance != 1 and not self.guidable:
-            raise FewstepError(f"{self.name} was trained without label dropout: leave guidance at 1")
-        if n_steps not in self._runs:
-            try:
-                self._dry_run(n_steps)
-            except UnsupportedSteps:
-                raise
-            except Exception as error:
-                raise UnsupportedSteps(f"{self.name} cannot run in {n_steps} steps: {_first_line(error)}") from error
+        if n_steps not in self._checked:
+            self._checked[n_steps] = self._fault(n_steps)
+        if fault := self._checked[n_steps]:
+            raise UnsupportedSteps(fault)
 
-    def _dry_run(self, n_steps: int) -> None:
-        ones = torch.ones(1, 1, 1, 1, dtype=torch.float64, device=self.device)
-        x = self._run(n_steps, lambda x, t: 0.5 * torch.ones_like(x), lambda: ones, ones)
-        if not x.isfinite().all():
-            raise UnsupportedSteps(f"{self.name} gives non-finite values in {n_steps} steps: choose another count")
-        self._runs.add(n_steps)
+    def _fault(self, n_steps: int) -> str:
+        """Why the scheduler cannot run in n_steps, empty if it can."""
+        try:
+            check_steps(self, n_steps)
+        except UnsupportedSteps as error:
+            return str(error)
+        except Exception as error:
+            given = "".join(f" with {key}={value}" for key, value in self.given.items())
+            return f"{self.name} cannot run in {n_steps} steps{given}: {_first_line(error)}"
+        return ""
+
+    def outcome(self, n_steps: int) -> Outcome:
+        """The dry run's outcome, remembered."""
+        if n_steps not in self._outcomes:
+            self._outcomes[n_steps] = dry_run(self, n_steps)
+        return self._outcomes[n_steps]
 
     def generate(self, n_steps, noise, conditions, guidance):
         denoise = guided(self.denoiser, conditions, guidance)
@@ -244,25 +193,26 @@ class DiffusersStudent(Student):
         def draw() -> Tensor:
             return noise().double().reshape(shape)
 
-        return self._run(n_steps, denoise_image, draw, draw()).reshape(-1, *self.shape).float()
+        return self.run(n_steps, denoise_image, draw, draw()).reshape(-1, *self.shape).float()
 
-    def _run(self, n_steps: int, denoise, draw, x: Tensor) -> Tensor:
+    def run(self, n_steps: int, denoise, draw, x: Tensor) -> Tensor:
         """The loop of a diffusers pipeline; the state stays float64 where the scheduler leaves it so."""
         scheduler = self.make_scheduler(n_steps)
         schedule = self.denoiser.schedule
         t_max = torch.tensor(schedule.t_max, dtype=torch.float64)
-        scales_input = _scales_input(scheduler)
+        exploding = scales_input(scheduler)
         with_history = "old_pred_original_sample" in inspect.signature(scheduler.step).parameters
         history = {"old_pred_original_sample": None, "timestep_back": None} if with_history else {}
-        timesteps = scheduler.timesteps[: -1 if self.scheduler in ENDS_WITH_DATA else None]
+        timesteps = scheduler.timesteps[: -1 if self.row.ends_with_data else None]
         x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-        with _noise_from(draw, scheduler):
+        with noise_from(draw, scheduler):
             for i, timestep in enumerate(timesteps):
-                a, s = self._state(scheduler, i, timestep, scales_input)
-                t = schedule.time(a.log() - s.log()).minimum(t_max)
+                a, s = state(self, scheduler, i, timestep, exploding)
+                lam = (a.log() - s.log()).clamp(min=-100)  # finite where the state is pure noise
+                t = schedule.time(lam).minimum(t_max)
                 x0 = denoise(x * (schedule.sigma(t) / s), t)
                 x, *rest = scheduler.step(
-                    model_output=self._prediction(scheduler, i, x, x0, a, s),
+                    model_output=prediction(self, scheduler, i, x, x0, a, s),
                     timestep=timestep,
                     sample=x,
                     return_dict=False,
@@ -272,66 +222,6 @@ class DiffusersStudent(Student):
                 if with_history:
                     history = {"old_pred_original_sample": rest[0], "timestep_back": timestep}
         return x
-
-    def _state(self, scheduler, i: int, timestep: Tensor, scales_input: bool) -> tuple[Tensor, Tensor]:
-        """(a, s) of the scheduler's state x = a x_0 + s eps before evaluation i."""
-        if self._family == "trigflow":
-            angle = timestep.double()
-            return angle.cos(), angle.sin()
-        if self.scheduler == "IPNDMScheduler":
-            return scheduler.alphas[i].double(), scheduler.betas[i].double()
-        if not hasattr(scheduler, "sigmas"):
-            alpha2 = scheduler.alphas_cumprod[timestep].double()
-            return alpha2.sqrt(), (1 - alpha2).sqrt()
-        sigma = _sigma(scheduler, i).double().cpu()
-        if self._kind == "flow":
-            return 1 - sigma, sigma
-        norm = 1 if scales_input else (1 + sigma**2).sqrt()
-        return torch.ones_like(sigma) / norm, sigma / norm
-
-    def _prediction(self, scheduler, i: int, x: Tensor, x0: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """The network output that stands for x0 at the state x = a x0 + s eps."""
-        if self._family == "edm":
-            c_skip, c_out = _preconditioning(scheduler, scheduler.sigmas[i])
-            return (x0 - c_skip * x) / c_out
-        eps = (x - a * x0) / s
-        if self.scheduler == "MiniMaxH3Scheduler":
-            return x0 - eps
-        kind = "flow_prediction" if self._family == "flow" else "v_prediction"
-        kind = self._init_options.get("prediction_type", kind)
-        if kind == "epsilon":
-            return eps
-        if kind == "sample":
-            return x0
-        if kind == "flow_prediction":
-            return eps - x0
-        return (a * eps - s * x0) / torch.hypot(a, s)
-
-
-def _scales_input(scheduler) -> bool:
-    """Whether the state is variance exploding: those schedulers scale the network's input."""
-    probe = torch.ones(1, 1, 1, 1)
-    return hasattr(scheduler, "scale_model_input") and not probe.equal(
-        scheduler.scale_model_input(probe, scheduler.timesteps[0])
-    )
-
-
-def _sigma(scheduler, i: int) -> Tensor:
-    if getattr(scheduler, "state_in_first_order", True):
-        return scheduler.sigmas[i]
-    if hasattr(scheduler, "mid_point_sigma"):  # DPMSolverSDE
-        return scheduler.mid_point_sigma
-    if hasattr(scheduler, "sigmas_interpol"):  # KDPM2; the ancestral one stores them one place earlier
-        return scheduler.sigmas_interpol[i - hasattr(scheduler, "sigmas_up")]
-    return scheduler.sigmas[i]
-
-
-def _preconditioning(scheduler, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """c_skip and c_out of D = c_skip x + c_out F."""
-    if hasattr(scheduler, "get_scalings_for_boundary_condition"):
-        return scheduler.get_scalings_for_boundary_condition(sigma)
-    zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
-    return scheduler.precondition_outputs(one, zero, sigma), scheduler.precondition_outputs(zero, one, sigma)
 
 
 def _first_line(error: Exception) -> str:

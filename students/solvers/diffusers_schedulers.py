@@ -1,5 +1,7 @@
 """The schedulers of diffusers by class name: which can be students, and the options that are always given to them."""
 
+from dataclasses import dataclass, replace
+
 import torch
 
 from students.errors import FewstepError, unknown
@@ -36,16 +38,6 @@ EXPLICIT_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, 
 EXPLICIT_EDM = {"final_sigmas_type": "zero", "sigma_data": 0.5}
 FROM_SCHEDULE = {"use_flow_sigmas", "invert_sigmas", "trained_betas"}
 
-FLOW_ONLY = {
-    "FlowMapEulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-    "HeliosScheduler",
-    "LTXEulerAncestralRFScheduler",
-    "MiniMaxH3Scheduler",
-}
-
 _TOKENS = "it steps discrete tokens, not images"
 _INVERSE = "it steps from data to noise"
 _FIXED = "its betas are fixed and cannot be those of another schedule"
@@ -68,8 +60,71 @@ REFUSED = {
     "VQDiffusionScheduler": _TOKENS,
 }
 
-FEWEST_STEPS = {"PNDMScheduler": 4}
-ENDS_WITH_DATA = {"LTXEulerAncestralRFScheduler", "SCMScheduler"}  # their last timestep is no evaluation
+
+@dataclass(frozen=True)
+class Row:
+    """What the adapter knows of a scheduler class.
+
+    family: whose coordinates and predictions it has, "beta", "edm", "trigflow" or "flow". kinds: the schedules it
+    steps. times: how its times are set, a name in TIMES (diffusers_times.py). predicts: what the network is asked for
+    where the class has no `prediction_type`. fewest: its fewest steps. ends_with_data: whether its last timestep is
+    the data end, where nothing is evaluated.
+    """
+
+    family: str
+    kinds: tuple[str, ...]
+    times: str = "count"
+    predicts: str = "v_prediction"
+    fewest: int = 1
+    ends_with_data: bool = False
+
+
+_BETA = Row("beta", ("vp",))
+_BETA_OR_FLOW = Row("beta", ("vp", "flow"))
+_EDM = Row("edm", ("ve", "vp"), predicts="preconditioned")
+_FLOW = Row("flow", ("flow",), "sigmas", predicts="flow_prediction")
+ROWS = {
+    **dict.fromkeys(
+        [
+            "CogVideoXDDIMScheduler",
+            "CogVideoXDPMScheduler",
+            "DDIMParallelScheduler",
+            "DDIMScheduler",
+            "DDPMParallelScheduler",
+            "DDPMScheduler",
+            "DEISMultistepScheduler",
+            "DPMSolverSDEScheduler",
+            "EulerAncestralDiscreteScheduler",
+            "EulerDiscreteScheduler",
+            "HeunDiscreteScheduler",
+            "KDPM2AncestralDiscreteScheduler",
+            "KDPM2DiscreteScheduler",
+            "LCMScheduler",
+            "LMSDiscreteScheduler",
+            "SASolverScheduler",
+            "TCDScheduler",
+        ],
+        _BETA,
+    ),
+    "IPNDMScheduler": replace(_BETA, times="betas"),
+    "PNDMScheduler": replace(_BETA, fewest=4),
+    # without a choice of final sigma, a grid of flow sigmas would end at its last noise level, not at the data
+    "DPMSolverMultistepScheduler": _BETA_OR_FLOW,
+    "DPMSolverSinglestepScheduler": _BETA_OR_FLOW,
+    "UniPCMultistepScheduler": _BETA_OR_FLOW,
+    "CMStochasticIterativeScheduler": _EDM,
+    "CosineDPMSolverMultistepScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": _EDM,
+    "EDMEulerScheduler": _EDM,
+    "SCMScheduler": Row("trigflow", ("vp",), "angle", ends_with_data=True),
+    "FlowMapEulerDiscreteScheduler": _FLOW,
+    "FlowMatchEulerDiscreteScheduler": _FLOW,
+    "FlowMatchHeunDiscreteScheduler": replace(_FLOW, times="count"),
+    "FlowMatchLCMScheduler": _FLOW,
+    "HeliosScheduler": replace(_FLOW, times="count"),
+    "LTXEulerAncestralRFScheduler": replace(_FLOW, times="sigmas_and_zero", ends_with_data=True),
+    "MiniMaxH3Scheduler": replace(_FLOW, times="bounds", predicts="data_minus_noise"),
+}
 
 
 def scheduler_names() -> list[str]:
@@ -80,7 +135,7 @@ def scheduler_names() -> list[str]:
 
 
 def scheduler_class(name: str) -> type:
-    """The class of that name. Raises FewstepError if it is unknown, refused or lacks a package."""
+    """The class of that name. Raises FewstepError if it is unknown, refused, without a row or lacks a package."""
     import diffusers
 
     if name in REFUSED:
@@ -90,6 +145,8 @@ def scheduler_class(name: str) -> type:
     cls = getattr(diffusers, name)
     if ".dummy_" in cls.__module__:
         raise FewstepError(f"{name} needs a package that is not installed: pip install {' '.join(cls._backends[1:])}")
+    if name not in ROWS:
+        raise FewstepError(f"{name} is no class the adapter knows: take one of {', '.join(sorted(ROWS))}")
     return cls
 
 
