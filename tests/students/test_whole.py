@@ -31,7 +31,6 @@ def test_up_to_the_largest():
         [[1], [2]], [[1], [2, 3]], [None], [1j], np.array([1.0]), np.array(3), torch.tensor([0.5]), object(),
         np.array([2**63], dtype=np.uint64), np.array(["a"], dtype=object), torch.tensor([True]), (i for i in range(2)),
     ],
-    ids=repr,
 )  # fmt: skip
 def test_others_are_refused_in_one_line(wrong):
     with pytest.raises(FewstepError, match="seeds must be a sequence of non-negative whole numbers") as caught:
