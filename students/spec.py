@@ -140,6 +140,8 @@ def parse(text: str) -> Spec:
     if head not in STUDENTS and head in families() and (argument or head not in METHODS):
         return _parse_model(text, head, *(rest or [""]))
     options = _options(rest, text)
+    if head in (*STUDENTS, *METHODS) and "" in rest:
+        raise FewstepError(f"nothing follows a colon in {text!r}: options are written {head}:key=value,key=value")
     if head in STUDENTS and not argument:
         entry = STUDENTS[head]
         return Spec(text, SOLVER, head, entry.target, entry.options | options, entry)

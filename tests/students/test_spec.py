@@ -36,6 +36,8 @@ def test_options_of_a_spec_reach_the_solver():
     [
         ("ddimm", "did you mean 'ddim'"),
         ("ddim:eta", "options are written ddim:key=value"),
+        ("ddim:", "nothing follows a colon"),
+        ("ecm::a=1", "nothing follows a colon"),
         ("ddim:eta=", "options are written"),
         ("ddim:order=2", "takes no option 'order': it takes eta, grid"),
         ("ddim:grid=unifrom", "did you mean 'uniform'"),
