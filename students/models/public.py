@@ -46,6 +46,8 @@ def _read_card(card: Card, path: Path) -> Denoiser:
 def _read_own(path: Path) -> Denoiser:
     from students.models.checkpoints.convert import load_checkpoint
 
+    if reader := SUFFIXES.get(path.suffix):
+        return READERS[reader](None, path)  # type: ignore[arg-type]
     return _read_diffusers(None, path) if path.is_dir() else load_checkpoint(path)
 
 
@@ -87,3 +89,5 @@ READERS = {
     "safetensors": _read_converted,
     "diffusers": _read_diffusers,
 }
+# Formats of one's own that `file:PATH` tells by the suffix; all others it tells by what the file holds.
+SUFFIXES: dict[str, str] = {}

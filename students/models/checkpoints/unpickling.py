@@ -40,6 +40,8 @@ def unpickle(path: Path):
 
 def load_tensors(path: Path):
     """The content of a file of `torch.save`; raises WeightsError if it is damaged or would have to run code."""
+    if not saved_by_torch(path):
+        raise WeightsError(f"{path} is no state dict that torch.save has written: get the file again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

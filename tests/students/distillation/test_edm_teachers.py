@@ -26,8 +26,8 @@ SETTINGS = {"steps": 2, "batch_size": 4}
 def images() -> Dataset:
     generator = torch.Generator().manual_seed(0)
     samples = torch.randint(256, (24, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    split = Split(samples, torch.arange(24) % 3)
-    return Dataset(split, split, classes=3)
+    labels = torch.arange(24) % 3
+    return Dataset(Split(samples[:18], labels[:18]), Split(samples[18:], labels[18:]), classes=3)
 
 
 @pytest.fixture
@@ -35,7 +35,8 @@ def teacher(request, tmp_path, monkeypatch):
     """Writes a teacher's checkpoint, and makes a task of it."""
     architecture, arguments = NETWORKS[request.param]
     path = tmp_path / "teacher.pkl"
-    path.write_bytes(edm_pickle(architecture, arguments, make_weights(architecture, arguments, 3), classes=3))
+    weights = make_weights(architecture, arguments, 3)
+    path.write_bytes(edm_pickle(architecture, arguments | {"label_dropout": 0.1}, weights, classes=3))
     recipe = Recipe(data=f"{__name__}:images", shape=(3, 8, 8), classes=3, network={})
     monkeypatch.setitem(teachers.TEACHERS, "tiny", Entry(recipe))
     monkeypatch.setattr("students.training.quality.SAMPLES", 3)
