@@ -135,5 +135,5 @@ def _own(name: str):
         return found()
     except FewstepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FewstepError(f"cannot load data {name!r}: {one_line(error)}") from error

@@ -32,7 +32,7 @@ from students.errors import FewstepError, unknown
 from students.options import parse_assignments
 
 ENTRY_POINTS = "fewstep.students"
-WEIGHT_SUFFIXES = (".pkl", ".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pkl", ".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def parse(text: str) -> Spec:
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == head and not argument:
             return Spec(text, OBJECT, head, point.value, options)
-    if "/" in head or Path(head).suffix in WEIGHT_SUFFIXES:
+    if "/" in head or Path(head).suffix in CHECKPOINT_SUFFIXES:
         own = f"{FILE}:{text}" if argument else f"{FILE}:{text}:heun"
         raise FewstepError(f"{text!r} is a path, not a student: for a checkpoint of one's own write {own}")
     if argument and head in (*STUDENTS, *METHODS):
@@ -169,7 +169,7 @@ def _own_path(parts: list[str]) -> list[str]:
     solvers = (*STUDENTS, *METHODS, *SAMPLERS, "diffusers")
     whole = len(parts)
     there = [n for n in range(whole, 0, -1) if Path(":".join(parts[:n])).expanduser().exists()]
-    named = [n for n, part in enumerate(parts, 1) if Path(part).suffix in WEIGHT_SUFFIXES]
+    named = [n for n, part in enumerate(parts, 1) if Path(part).suffix in CHECKPOINT_SUFFIXES]
     before = [n for n, part in enumerate(parts) if n and part in solvers]
     length = [*there, *named, *before, whole][0]
     return [":".join(parts[:length]), *parts[length:]]

@@ -90,11 +90,8 @@ class Student:
         whole = isinstance(n_steps, int | np.integer) and not isinstance(n_steps, bool)
         if not whole or n_steps not in self.supported_steps:
             raise UnsupportedSteps(f"{self.name} cannot run in {n_steps!r} steps; it supports {self._supported()}")
-        if (
-            not isinstance(guidance, int | float | np.number)
-            or isinstance(guidance, bool)
-            or not math.isfinite(guidance)
-        ):
+        number = isinstance(guidance, int | float | np.number) and not isinstance(guidance, bool)
+        if not number or not math.isfinite(guidance):
             raise FewstepError(f"guidance must be a finite number, got {guidance!r}")
         if guidance != 1 and not self.takes_guidance:
             raise Unsupported(f"{self.name} was distilled without guidance: leave guidance at 1")

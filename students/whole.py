@@ -14,8 +14,6 @@ def whole_numbers(given, what: str) -> Tensor:
     sets, nested lists.
     """
     right = f"{what} must be a sequence of non-negative whole numbers below 2^63, got"
-    if isinstance(given, range):
-        given = list(given)
     try:
         values = given.detach().cpu().numpy() if torch.is_tensor(given) else np.asarray(given)
     except (TypeError, ValueError, OverflowError) as error:

@@ -19,7 +19,7 @@ from students.diffusion.denoiser import guided
 from students.diffusion.schedules import SCHEDULES
 from students.errors import FewstepError, UnsupportedSteps, unknown
 from students.models.teacher import as_teacher
-from students.solvers.diffusers_check import ORDINARY, Outcome, check_steps, dry_run
+from students.solvers.diffusers_check import ORDINARY, Outcome, dry_run, fault, first_line
 from students.solvers.diffusers_noise import noise_from
 from students.solvers.diffusers_schedulers import (
     EXPLICIT,
@@ -80,7 +80,7 @@ class DiffusersStudent(Student):
             self._unused = self._construct()
             self.outcome(ORDINARY)
         except Exception as error:
-            raise FewstepError(f"{self.name} cannot run with options {options}: {_first_line(error)}") from error
+            raise FewstepError(f"{self.name} cannot run with options {options}: {first_line(error)}") from error
 
     def _find_kind(self, schedule) -> str:
         """The schedule's kind. Raises FewstepError if the class does not step it."""
@@ -130,7 +130,7 @@ class DiffusersStudent(Student):
         try:
             json.dumps(self.options)
         except TypeError as error:
-            raise FewstepError(f"options of {self.scheduler} must be plain values: {_first_line(error)}") from error
+            raise FewstepError(f"options of {self.scheduler} must be plain values: {first_line(error)}") from error
         return explicit | given, step
 
     def _predicts(self) -> str:
@@ -152,7 +152,7 @@ class DiffusersStudent(Student):
 
     def make_scheduler(self, n_steps: int):
         """A fresh scheduler with its timesteps set; the timesteps stay on the CPU."""
-        if self.row.times == "betas":
+        if self.row.own_betas:
             scheduler = self._construct(trained_betas=own_betas(self.denoiser.schedule, n_steps))
         else:
             scheduler = copy.deepcopy(self._unused)  # some constructors are slow
@@ -162,20 +162,9 @@ class DiffusersStudent(Student):
     def check(self, n_steps, guidance=1.0):
         super().check(n_steps, guidance)
         if n_steps not in self._checked:
-            self._checked[n_steps] = self._fault(n_steps)
-        if fault := self._checked[n_steps]:
-            raise UnsupportedSteps(fault)
-
-    def _fault(self, n_steps: int) -> str:
-        """Why the scheduler cannot run in n_steps, empty if it can."""
-        try:
-            check_steps(self, n_steps)
-        except UnsupportedSteps as error:
-            return str(error)
-        except Exception as error:
-            given = "".join(f" with {key}={value}" for key, value in self.given.items())
-            return f"{self.name} cannot run in {n_steps} steps{given}: {_first_line(error)}"
-        return ""
+            self._checked[n_steps] = fault(self, n_steps)
+        if found := self._checked[n_steps]:
+            raise UnsupportedSteps(found)
 
     def outcome(self, n_steps: int) -> Outcome:
         """The dry run's outcome, remembered."""
@@ -222,7 +211,3 @@ class DiffusersStudent(Student):
                 if with_history:
                     history = {"old_pred_original_sample": rest[0], "timestep_back": timestep}
         return x
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

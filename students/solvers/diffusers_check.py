@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.errors import UnsupportedSteps
-
 ORDINARY = 10  # steps that every scheduler should be able to run
 CONSTANT = 0.5
 MEAN, DEVIATION = 0.3, 0.4
@@ -62,31 +60,54 @@ def dry_run(student, n_steps: int) -> Outcome:
     return Outcome(means[0], deviations[0], means[1], deviations[1])
 
 
-def check_steps(student, n_steps: int) -> None:
-    """Raise UnsupportedSteps where the scheduler's samples cannot be right, naming the options."""
-    if student.given:
-        _no_empty_step(student, n_steps)
+def fault(student, n_steps: int) -> str:
+    """Why the scheduler cannot run in n_steps, with the options that were given; empty if it can."""
+    given = ", ".join(f"{key}={value}" for key, value in student.given.items())
+    start = f"{student.name} cannot run in {n_steps} steps" + (f" with {given}" if given else "")
+    try:
+        found = _empty_step(student, n_steps) or _wrong_end(student, n_steps)
+    except Exception as error:
+        return f"{start}: {first_line(error)}"
+    if not found:
+        return ""
+    right = f"leave out {given}" if given else "choose another scheduler"
+    if student.outcome(ORDINARY).finite():
+        right += ", or another count"
+    return f"{start}: they {found}; {right}"
+
+
+def first_line(error: Exception) -> str:
+    """What somebody else's error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _empty_step(student, n_steps: int) -> str:
+    sigmas = getattr(student.make_scheduler(n_steps), "sigmas", None) if student.given else None
+    if sigmas is None or len(set(sigmas.tolist())) > n_steps:
+        return ""
+    return f"are not {n_steps}: some keep the noise level they start from"
+
+
+def _wrong_end(student, n_steps: int) -> str:
     outcome = student.outcome(n_steps)
     if not outcome.finite():
-        raise _refused(student, n_steps, "give non-finite values")
-    t_min = student.denoiser.schedule.t_min
-    noise = max(CONSTANT_TOLERANCE, 3 * student.denoiser.schedule.sigma(t_min).item())
+        return "give non-finite values"
+    schedule = student.denoiser.schedule
+    noise = max(CONSTANT_TOLERANCE, 3 * schedule.sigma(schedule.t_min).item())
     if abs(outcome.constant_mean - CONSTANT) > noise or outcome.constant_deviation > noise:
-        raise _refused(
-            student,
-            n_steps,
+        return (
             f"do not reach the data end: for a denoiser that always says {CONSTANT} they give "
-            f"{outcome.constant_mean:.2f} +- {outcome.constant_deviation:.2f}",
+            f"{outcome.constant_mean:.2f} +- {outcome.constant_deviation:.2f}"
         )
-    if student.plain is not None:
-        allowed = GAUSSIAN_TOLERANCE + _plain_error(student, n_steps)
-        if outcome.error() > allowed:
-            raise _refused(
-                student,
-                n_steps,
-                f"turn data of {MEAN} +- {DEVIATION} into {outcome.mean:.2f} +- {outcome.deviation:.2f}, "
-                f"with {allowed:.2f} allowed",
-            )
+    if student.plain is None:
+        return ""
+    allowed = GAUSSIAN_TOLERANCE + _plain_error(student, n_steps)
+    if outcome.error() <= allowed:
+        return ""
+    return (
+        f"turn data of {MEAN} +- {DEVIATION} into {outcome.mean:.2f} +- {outcome.deviation:.2f}, "
+        f"with {allowed:.2f} allowed"
+    )
 
 
 def _plain_error(student, n_steps: int) -> float:
@@ -96,18 +117,3 @@ def _plain_error(student, n_steps: int) -> float:
     except Exception:
         return 0.0
     return outcome.error() if outcome.finite() else 0.0
-
-
-def _no_empty_step(student, n_steps: int) -> None:
-    sigmas = getattr(student.make_scheduler(n_steps), "sigmas", None)
-    if sigmas is not None and len(set(sigmas.tolist())) <= n_steps:
-        raise _refused(student, n_steps, f"are not {n_steps}: some keep the noise level they start from")
-
-
-def _refused(student, n_steps: int, found: str) -> UnsupportedSteps:
-    given = ", ".join(f"{key}={value}" for key, value in student.given.items())
-    right = f"leave out {given}" if given else "choose another scheduler"
-    if student.outcome(ORDINARY).finite():
-        right += ", or another count"
-    with_options = f" with {given}" if given else ""
-    return UnsupportedSteps(f"{student.name} cannot run in {n_steps} steps{with_options}: they {found}; {right}")

@@ -1,10 +1,12 @@
 """The schedulers of diffusers by class name: which can be students, and the options that are always given to them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from students.errors import FewstepError, unknown
+from students.solvers import diffusers_times as times
 
 # Passed to every scheduler whose constructor takes them: the defaults differ class by class.
 EXPLICIT = {
@@ -66,14 +68,16 @@ class Row:
     """What the adapter knows of a scheduler class.
 
     family: whose coordinates and predictions it has, "beta", "edm", "trigflow" or "flow". kinds: the schedules it
-    steps. times: how its times are set, a name in TIMES (diffusers_times.py). predicts: what the network is asked for
+    steps. times: how its times are set, a function of diffusers_times.py. own_betas: whether its betas are those of its
+    few steps rather than of training. predicts: what the network is asked for
     where the class has no `prediction_type`. fewest: its fewest steps. ends_with_data: whether its last timestep is
     the data end, where nothing is evaluated.
     """
 
     family: str
     kinds: tuple[str, ...]
-    times: str = "count"
+    times: Callable = times.count
+    own_betas: bool = False
     predicts: str = "v_prediction"
     fewest: int = 1
     ends_with_data: bool = False
@@ -82,7 +86,7 @@ class Row:
 _BETA = Row("beta", ("vp",))
 _BETA_OR_FLOW = Row("beta", ("vp", "flow"))
 _EDM = Row("edm", ("ve", "vp"), predicts="preconditioned")
-_FLOW = Row("flow", ("flow",), "sigmas", predicts="flow_prediction")
+_FLOW = Row("flow", ("flow",), times.sigmas, predicts="flow_prediction")
 ROWS = {
     **dict.fromkeys(
         [
@@ -106,7 +110,7 @@ ROWS = {
         ],
         _BETA,
     ),
-    "IPNDMScheduler": replace(_BETA, times="betas"),
+    "IPNDMScheduler": replace(_BETA, own_betas=True),
     "PNDMScheduler": replace(_BETA, fewest=4),
     # without a choice of final sigma, a grid of flow sigmas would end at its last noise level, not at the data
     "DPMSolverMultistepScheduler": _BETA_OR_FLOW,
@@ -116,14 +120,14 @@ ROWS = {
     "CosineDPMSolverMultistepScheduler": _EDM,
     "EDMDPMSolverMultistepScheduler": _EDM,
     "EDMEulerScheduler": _EDM,
-    "SCMScheduler": Row("trigflow", ("vp",), "angle", ends_with_data=True),
+    "SCMScheduler": Row("trigflow", ("vp",), times.angle, ends_with_data=True),
     "FlowMapEulerDiscreteScheduler": _FLOW,
     "FlowMatchEulerDiscreteScheduler": _FLOW,
-    "FlowMatchHeunDiscreteScheduler": replace(_FLOW, times="count"),
+    "FlowMatchHeunDiscreteScheduler": replace(_FLOW, times=times.count),
     "FlowMatchLCMScheduler": _FLOW,
-    "HeliosScheduler": replace(_FLOW, times="count"),
-    "LTXEulerAncestralRFScheduler": replace(_FLOW, times="sigmas_and_zero", ends_with_data=True),
-    "MiniMaxH3Scheduler": replace(_FLOW, times="bounds", predicts="data_minus_noise"),
+    "HeliosScheduler": replace(_FLOW, times=times.count),
+    "LTXEulerAncestralRFScheduler": replace(_FLOW, times=times.sigmas_and_zero, ends_with_data=True),
+    "MiniMaxH3Scheduler": replace(_FLOW, times=times.bounds, predicts="data_minus_noise"),
 }
 
 

@@ -17,7 +17,7 @@ def state(student, scheduler, i: int, timestep: Tensor, exploding: bool) -> tupl
     if student.row.family == "trigflow":
         angle = timestep.double()
         return angle.cos(), angle.sin()
-    if student.row.times == "betas":
+    if student.row.own_betas:
         return scheduler.alphas[i].double(), scheduler.betas[i].double()
     if not hasattr(scheduler, "sigmas"):
         alpha2 = scheduler.alphas_cumprod[timestep].double()

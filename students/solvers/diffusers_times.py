@@ -1,4 +1,4 @@
-"""How the times of each scheduler of `diffusers` are set: the functions that Row.times names.
+"""How the times of each scheduler of `diffusers` are set: what Row.times may be.
 
 Each takes a student, a scheduler and the number of steps.
 """
@@ -6,36 +6,26 @@ Each takes a student, a scheduler and the number of steps.
 import torch
 
 
-def _count(student, scheduler, n_steps: int) -> None:
+def count(student, scheduler, n_steps: int) -> None:
     scheduler.set_timesteps(n_steps)
 
 
-def _bounds(student, scheduler, n_steps: int) -> None:
+def bounds(student, scheduler, n_steps: int) -> None:
     scheduler.set_timesteps(n_steps + 1)  # it counts times, not steps
 
 
-def _sigmas(student, scheduler, n_steps: int) -> None:
+def sigmas(student, scheduler, n_steps: int) -> None:
     scheduler.set_timesteps(n_steps, sigmas=[1 - i / n_steps for i in range(n_steps)])
 
 
-def _sigmas_and_zero(student, scheduler, n_steps: int) -> None:
+def sigmas_and_zero(student, scheduler, n_steps: int) -> None:
     scheduler.set_timesteps(sigmas=[1 - i / n_steps for i in range(n_steps + 1)], device=student.device)
 
 
-def _angle(student, scheduler, n_steps: int) -> None:
+def angle(student, scheduler, n_steps: int) -> None:
     schedule = student.denoiser.schedule
     angle = torch.atan(schedule.u(schedule.t_max)).item()
     scheduler.set_timesteps(n_steps, max_timesteps=angle, intermediate_timesteps=None)
-
-
-TIMES = {
-    "count": _count,
-    "betas": _count,
-    "bounds": _bounds,
-    "sigmas": _sigmas,
-    "sigmas_and_zero": _sigmas_and_zero,
-    "angle": _angle,
-}
 
 
 def own_betas(schedule, n_steps: int) -> list[float]:
@@ -50,7 +40,7 @@ def set_times(student, scheduler, n_steps: int) -> None:
     A spacing of n noise levels that already contains the last one repeats it: then n + 1 levels make n steps. Without
     options only a count of num_train_timesteps does so, and there are no more levels.
     """
-    times = TIMES[student.row.times]
+    times = student.row.times
     times(student, scheduler, n_steps)
     sigmas = getattr(scheduler, "sigmas", None)
     if student.given and sigmas is not None and len(sigmas) == n_steps + 1 and sigmas[-1] == sigmas[-2]:

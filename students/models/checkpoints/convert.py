@@ -26,13 +26,8 @@ from students.networks.edm import NETWORKS as EDM_NETWORKS
 
 KINDS = {"edm_": "teacher", "cd_": "consistency", "ct_": "consistency"}  # how OpenAI's files are called
 
-DESCRIPTION = (
-    "architecture",
-    "arguments",
-    "precond",
-    "precond_arguments",
-    "label_dropout",
-)  # of an EDMNetwork, in the record
+# What a record says of an EDMNetwork
+DESCRIPTION = ("architecture", "arguments", "precond", "precond_arguments", "label_dropout")
 
 
 def convert(path_in: Path, path_out: Path, trust_pickle: bool = False) -> Path:
