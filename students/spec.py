@@ -165,13 +165,17 @@ def parse(text: str) -> Spec:
 
 
 def _own_path(parts: list[str]) -> list[str]:
-    """The parts after `file:`, the path as the first: the longest that is there, else what looks like one."""
+    """The parts after `file:`, the path as the first: the longest that is there, else what looks like one.
+
+    A path goes at least to the last part before the solver that ends as a checkpoint does, even where a folder is
+    called like its beginning.
+    """
     solvers = (*STUDENTS, *METHODS, *SAMPLERS, "diffusers")
-    whole = len(parts)
-    there = [n for n in range(whole, 0, -1) if Path(":".join(parts[:n])).expanduser().exists()]
-    named = [n for n, part in enumerate(parts, 1) if Path(part).suffix in CHECKPOINT_SUFFIXES]
-    before = [n for n, part in enumerate(parts) if n and part in solvers]
-    length = [*there, *named, *before, whole][0]
+    before = next((n for n, part in enumerate(parts) if n and part in solvers), len(parts))
+    named = [n for n, part in enumerate(parts[:before], 1) if Path(part).suffix in CHECKPOINT_SUFFIXES]
+    possible = range(len(parts), max(named, default=1) - 1, -1)
+    there = [n for n in possible if Path(":".join(parts[:n])).expanduser().exists()]
+    length = [*there, *named, before][0]
     return [":".join(parts[:length]), *parts[length:]]
 
 

@@ -173,6 +173,9 @@ def test_guidance_needs_label_dropout(tmp_path, dropout, refused):
         ("net.pt:heun", "write file:net.pt:heun"),
     ],
 )
-def test_paths_that_are_not_there(spec, message):
+@pytest.mark.parametrize("folder", ["run", "other"])
+def test_paths_that_are_not_there(spec, message, folder, tmp_path, monkeypatch):
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(students.FewstepError, match=message):
         students.load(spec)
