@@ -67,8 +67,8 @@ def shuffled(split: Split) -> Split:
 def checked(data, name: str) -> Dataset:
     """The data set with samples and labels as `Split` describes them, or a FewstepError that says what is wrong.
 
-    Converted: arrays of numpy; images as floats in [-1, 1], which become round((x + 1) 127.5); vectors and labels of
-    any float or integer type. A half that is sorted by class is shuffled. name: how errors call it.
+    Converted: arrays of numpy; images as floats in [-1, 1], which become round((x + 1) 127.5); labels of any integer
+    type; vectors of less than 32 bits. A half that is sorted by class is shuffled. name: how errors call it.
     """
     if not isinstance(data, Dataset):
         raise FewstepError(f"{name} is a {type(data).__name__}, no students.data.Dataset")
@@ -132,7 +132,7 @@ def _vectors(vectors: Tensor, where: str) -> Tensor:
     if not vectors.is_floating_point():
         raise FewstepError(f"{where}: vectors must be floats, got {vectors.dtype}")
     _range(vectors, where)
-    return vectors.float()
+    return vectors if vectors.dtype == torch.float64 else vectors.float()
 
 
 def _range(samples: Tensor, where: str) -> tuple[float, float]:

@@ -39,9 +39,14 @@ def test_one_data_set_in_many_forms(change):
         assert split.samples.dtype == torch.uint8 and split.samples.equal(images) and split.labels.equal(labels)
 
 
-def test_vectors_become_float32_and_labels_may_be_missing():
-    data = checked(dataset(each(torch.Tensor.double, VECTORS), None, None), "mine")
-    assert data.train.samples.equal(VECTORS[0]) and data.train.labels is None
+@pytest.mark.parametrize(
+    ("given", "kept"), [(torch.float16, torch.float32), (torch.float32,) * 2, (torch.float64,) * 2]
+)
+def test_vectors_keep_their_values_and_labels_may_be_missing(given, kept):
+    vectors = [rows.to(given) for rows in VECTORS]
+    data = checked(dataset(vectors, None, None), "mine")
+    assert data.train.samples.equal(vectors[0].to(kept)) and data.train.samples.dtype == kept
+    assert data.train.labels is None
     assert checked(dataset(classes=None), "mine").train.labels is None
 
 
@@ -139,7 +144,10 @@ def test_whatever_is_given_is_taken_or_refused_in_one_line(samples, labels, clas
     except FewstepError as error:
         assert "\n" not in str(error) and str(error).startswith("mine")
         return
-    assert data.train.samples.dtype in (torch.uint8, torch.float32)
+    float64 = str(samples.dtype).endswith("float64")
+    assert data.train.samples.dtype in (
+        (torch.float64,) if float64 and samples.ndim == 2 else (torch.uint8, torch.float32)
+    )
 
 
 # Files
