@@ -132,8 +132,12 @@ KEYS = ["task", "student", "steps", "guidance", "dtype", "seed_block", "samples"
 
 
 def latest(cells: list[dict]) -> list[dict]:
-    """Without cells that a later one replaces (other code, weights or options under the same name)."""
-    return list({tuple(cell.get(key) for key in KEYS): cell for cell in cells}.values())
+    """Without cells that a later one replaces (other code, weights or options under the same name), in order of KEYS.
+
+    Not in the order in which they were done, which several workers change from run to run.
+    """
+    last = {tuple(cell.get(key) for key in KEYS): cell for cell in cells}
+    return [last[key] for key in sorted(last, key=lambda key: [(value is not None, value) for value in key])]
 
 
 # What a distilled student's `training` says (students/samplers/load.py), and the columns of it.

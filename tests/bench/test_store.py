@@ -1,5 +1,6 @@
 """The store: cells appear whole or not at all, and belong to one process at a time."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -51,6 +52,14 @@ def test_latest_keeps_the_last_of_equal_measurements():
     old, new = cell("a1"), cell("b2", identity={"weights": "other"})
     other = cell("c3", steps=8)
     assert [c["id"] for c in latest([old, other, new])] == ["b2", "c3"]
+
+
+def test_the_order_does_not_depend_on_when_cells_were_done():
+    cells = [cell(f"{steps}{block}", steps=steps, seed_block=block) for steps in (1, 2, 16) for block in (0, 1)]
+    cells += [cell("e", student="heun", extractor="cnn"), cell("f", student="heun", extractor=None)]
+    for order in itertools.islice(itertools.permutations(cells), 0, 40_000, 997):
+        assert latest(list(order)) == latest(cells)
+    assert [found["id"] for found in latest(cells)][:6] == ["10", "11", "20", "21", "160", "161"]
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
