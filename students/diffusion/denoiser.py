@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from students.diffusion.preconditioning import CONSISTENCY, EDM, PRECONDITIONINGS
 from students.diffusion.schedules import Schedule, make_schedule, schedule_name
 from students.errors import FewstepError, unknown
 
@@ -36,26 +37,6 @@ PREDICTIONS: dict[str, Callable[..., Tensor]] = {
     # the velocity eps - x0 of rectified flow
     "flow": lambda f, x, alpha, sigma: (x - sigma * f) / (alpha + sigma),
 }
-EDM, CONSISTENCY = "edm", "consistency"
-
-
-def edm_scalings(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in of D(x, sigma) = c_skip x + c_out F(c_in x) (EDM [2206.00364], Table 1).
-
-    c_skip = d^2 c_in^2, c_out = sigma d c_in, c_in = 1 / sqrt(sigma^2 + d^2), d = sigma_data.
-    """
-    c_in = 1 / (sigma**2 + sigma_data**2).sqrt()
-    return sigma_data**2 * c_in**2, sigma * sigma_data * c_in, c_in
-
-
-def consistency_scalings(sigma: Tensor, sigma_min: float, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in of f(x, sigma) = c_skip x + c_out F(c_in x), which is x at sigma_min ([2303.01469], App. C).
-
-    c_skip = d^2 / ((sigma - sigma_min)^2 + d^2), c_out = d (sigma - sigma_min) c_in, c_in = 1 / sqrt(sigma^2 + d^2),
-    d = sigma_data.
-    """
-    above, c_in = sigma - sigma_min, 1 / (sigma**2 + sigma_data**2).sqrt()
-    return sigma_data**2 / (above**2 + sigma_data**2), sigma_data * above * c_in, c_in
 
 
 class Denoiser(nn.Module):
@@ -63,9 +44,8 @@ class Denoiser(nn.Module):
 
     network: called as `network(x, t)` or, with `classes`, `network(x, t, condition)`, where the class `classes` stands
         for "no class"; see students/networks/network.py for the contract of those that students are distilled from.
-    prediction: "x0", "eps", "v", "flow", whose network is told t; or "edm" (`edm_scalings`) and "consistency"
-        (`consistency_scalings`, which are the identity at the data end), whose network is told log(sigma) / 4 and sees
-        x in VE coordinates, so that it can be read under any schedule (`under`).
+    prediction: one of PREDICTIONS, "x0", "eps", "v", "flow", whose network is told t; or one of PRECONDITIONINGS, such
+        as "edm" and "consistency", whose network is told of sigma / alpha and sees x in VE coordinates.
     shape: of one sample, without the batch. classes: how many, or None.
     The network runs on x in the dtype of its parameters and is told the time in float32 or better (bfloat16 cannot
     tell near noise levels apart); the result comes back in the dtype of x.
@@ -81,8 +61,8 @@ class Denoiser(nn.Module):
         sigma_data: float = 0.5,
     ):
         super().__init__()
-        if prediction not in (*PREDICTIONS, EDM, CONSISTENCY):
-            raise unknown("prediction", prediction, [*PREDICTIONS, EDM, CONSISTENCY])
+        if prediction not in (*PREDICTIONS, *PRECONDITIONINGS):
+            raise unknown("prediction", prediction, [*PREDICTIONS, *PRECONDITIONINGS])
         self.network = network
         self.schedule = schedule
         self.prediction = prediction
@@ -119,12 +99,9 @@ class Denoiser(nn.Module):
         if self.prediction in PREDICTIONS:
             return x, t, lambda f: PREDICTIONS[self.prediction](f, x, expand(alpha, x), expand(sigma, x))
         sigma = sigma / alpha
-        if self.prediction == EDM:
-            c_skip, c_out, c_in = edm_scalings(sigma, self.sigma_data)
-        else:
-            c_skip, c_out, c_in = consistency_scalings(sigma, self.sigma_min, self.sigma_data)
+        c_skip, c_out, c_in, told = PRECONDITIONINGS[self.prediction](sigma, self.sigma_min, self.sigma_data)
         scaled = x * expand(c_in / alpha, x)
-        return scaled, sigma.log() / 4, lambda f: expand(c_skip / alpha, x) * x + expand(c_out, x) * f
+        return scaled, told, lambda f: expand(c_skip / alpha, x) * x + expand(c_out, x) * f
 
     def _inputs(self, x: Tensor, t: Tensor, condition: Tensor | None) -> list[Tensor]:
         if t.ndim == 0:
@@ -185,7 +162,7 @@ def under(denoiser, kind: type[Schedule]):
     """
     if getattr(denoiser, "prediction", EDM) not in (EDM, CONSISTENCY):
         raise FewstepError(
-            f"a {denoiser.prediction!r} network knows one schedule only, this needs {kind.__name__}: "
+            f"a {denoiser.prediction!r} network is read under its own schedule only, this needs {kind.__name__}: "
             "take a teacher with EDM's preconditioning"
         )
     schedule, other = denoiser.schedule, kind()  # type: ignore[call-arg]

@@ -87,7 +87,7 @@ def make_grid(
     elif surplus := options.keys() - inspect.signature(GRIDS[grid]).parameters.keys():
         raise FewstepError(f"grid {grid!r} takes no option {min(surplus)!r}: leave it out or take another grid")
     else:
-        times = GRIDS[grid](schedule, n_steps, t_max, t_min, **options)
+        times = schedule.rounded(GRIDS[grid](schedule, n_steps, t_max, t_min, **options))
     if not (times.diff() < 0).all():
         raise FewstepError(f"grid times must decrease strictly, got {[round(t, 6) for t in times.tolist()]}")
     return times

@@ -83,6 +83,10 @@ class Schedule:
         """The inverse of `u`."""
         return self.time(-_float64(u).log())
 
+    def rounded(self, times: Tensor) -> Tensor:
+        """The nearest of the times that a network has seen: all of them, unless a schedule says otherwise."""
+        return times
+
 
 @dataclass(frozen=True)
 class VPLinear(Schedule):
@@ -153,6 +157,35 @@ class VE(Schedule):
         return torch.exp(-_float64(lam))
 
 
+@functools.cache
+def iddpm_levels() -> Tensor:
+    """(M,) the noise levels u_{M-1} ... u_0 of iDDPM's networks, increasing (EDM [2206.00364], Table 1).
+
+    u_{j-1}^2 + 1 = (u_j^2 + 1) / max(a_{j-1} / a_j, C_1), u_M = 0, a_j = sin^2(pi / 2 j / (M (C_2 + 1))), with
+    M = 1000, C_1 = 0.001, C_2 = 0.008.
+    """
+    a = torch.sin(math.pi / 2 * torch.arange(1001, dtype=torch.float64) / (1000 * 1.008)) ** 2
+    ratios = (a[:-1] / a[1:]).clamp(min=0.001).flip(0)
+    return (1 / ratios.cumprod(0) - 1).sqrt()
+
+
+@dataclass(frozen=True)
+class IDDPM(VE):
+    """VE for networks that have seen `iddpm_levels` alone; from the least of them to the one nearest to EDM's 80."""
+
+    t_min: float = iddpm_levels()[0].item()
+    t_max: float = iddpm_levels()[(iddpm_levels() - 80).abs().argmin()].item()
+
+    @staticmethod
+    def nearest(sigma: Tensor) -> Tensor:
+        """The index in `iddpm_levels` of the level nearest to sigma."""
+        levels = iddpm_levels().to(sigma.device)
+        return torch.searchsorted((levels[1:] + levels[:-1]) / 2, sigma.contiguous())
+
+    def rounded(self, times: Tensor) -> Tensor:
+        return iddpm_levels()[self.nearest(times)]
+
+
 @dataclass(frozen=True)
 class Flow(Schedule):
     """Rectified flow, x_t = (1 - t) x_0 + t eps (Liu et al. 2022 [2209.03003]); alpha is exactly 0 at t = 1."""
@@ -179,7 +212,7 @@ class Flow(Schedule):
         return _float64(u)
 
 
-SCHEDULES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "ve": VE, "flow": Flow}
+SCHEDULES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "ve": VE, "iddpm": IDDPM, "flow": Flow}
 
 
 def schedule_name(schedule: Schedule) -> str:

@@ -21,6 +21,7 @@ NETWORKS = {
     "mlp": "students.networks.mlp:MLP",
     "song_unet": "students.networks.edm:SongUNet",
     "dhariwal_unet": "students.networks.edm:DhariwalUNet",
+    "edm2_unet": "students.networks.edm2:EDM2UNet",
     "genie_head": "students.networks.genie_head:GenieHead",
 }
 

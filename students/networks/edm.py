@@ -6,8 +6,7 @@ and labels acts in training only and is left out. Augmentation labels are zero i
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from torch.nn.functional import silu
 
 from students.networks.edm_layers import (
     BOX,
-    Block,
     Convolution,
     FourierEmbedding,
     PositionalEmbedding,
@@ -24,85 +22,7 @@ from students.networks.edm_layers import (
     convolution,
     group_norm,
 )
-from students.networks.network import Network
-
-
-class EDMUNet(Network):
-    """What the two families share: an encoder and a decoder of named blocks. x: (N, C, H, W). t: log(sigma) / 4.
-
-    A block at resolution r is called `rxr_...`. Features are taken in the middle and after the last block of each
-    resolution of the decoder.
-    """
-
-    map_label: nn.Linear | None
-
-    def add_blocks(
-        self,
-        img_resolution: int,
-        in_channels: int,
-        first: int,
-        widths: Sequence[int],
-        num_blocks: int,
-        attn_resolutions: Sequence[int],
-        style: Style,
-        every_attention: bool,
-    ) -> None:
-        """Make `enc` and `dec`, for an embedding of `emb_channels`.
-
-        every_attention: all blocks of the decoder at a resolution with attention have it, rather than the last.
-        """
-        block = partial(Block, emb_channels=self.emb_channels, style=style)  # type: ignore[arg-type]
-        resolutions = [img_resolution >> level for level in range(len(widths))]
-        self.ends = "_in1", f"_block{num_blocks}"
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        self.enc[f"{img_resolution}x{img_resolution}_conv"] = convolution(in_channels, first, 3)
-        width, skips = first, [first]
-        for r, wider in zip(resolutions, widths, strict=True):
-            if r != img_resolution:
-                self.enc[f"{r}x{r}_down"] = block(width, width, resample="down")
-                self.add_to_encoder(r, width)
-                skips.append(width)
-            for i in range(num_blocks):
-                self.enc[f"{r}x{r}_block{i}"] = block(width, wider, attention=r in attn_resolutions)
-                width = wider
-                skips.append(width)
-        for r, wider in zip(resolutions[::-1], widths[::-1], strict=True):
-            if r == resolutions[-1]:
-                self.dec[f"{r}x{r}_in0"] = block(width, width, attention=True)
-                self.dec[f"{r}x{r}_in1"] = block(width, width)
-            else:
-                self.dec[f"{r}x{r}_up"] = block(width, width, resample="up")
-            for i in range(num_blocks + 1):
-                attention = r in attn_resolutions and (every_attention or i == num_blocks)
-                self.dec[f"{r}x{r}_block{i}"] = block(width + skips.pop(), wider, attention=attention)
-                width = wider
-            self.add_to_decoder(r, width)
-
-    def add_to_encoder(self, r: int, width: int) -> None:
-        """Further modules after the block that goes down to resolution r."""
-
-    def add_to_decoder(self, r: int, width: int) -> None:
-        """Further modules after the last block at resolution r."""
-
-    def residual_blocks(self) -> Iterator[tuple[nn.ModuleDict, str, int]]:
-        for blocks in (self.enc, self.dec):
-            for name, block in blocks.items():
-                if "_aux" not in name and not name.endswith("_conv"):
-                    yield blocks, name, block.conv1.out_channels  # type: ignore[misc, union-attr]
-
-    def decode(self, name: str, x: Tensor, skips: list[Tensor], emb: Tensor, features: list[Tensor]) -> Tensor:
-        """One block of the decoder; takes a skip if it needs one, and keeps what comes out if it is a feature."""
-        x = self.dec[name](torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
-        if name.endswith(self.ends):
-            features.append(x)
-        return x
-
-    def one_hot(self, condition: Tensor | None, like: Tensor) -> Tensor:
-        """(N, label_dim) of the classes, zero for no class."""
-        known = torch.arange(self.map_label.in_features, device=like.device)  # type: ignore[union-attr]
-        if condition is None:
-            return like.new_zeros(len(like), len(known))
-        return (condition[:, None] == known).to(like.dtype)
+from students.networks.edm_unet import EDMUNet, residual_block
 
 
 class SongUNet(EDMUNet):
@@ -140,12 +60,11 @@ class SongUNet(EDMUNet):
         noise_channels, self.emb_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         self.add_blocks(
             img_resolution,
-            in_channels,
-            model_channels,
+            convolution(in_channels, model_channels, 3),
+            residual_block(self.emb_channels, Style(1e-6, math.sqrt(0.5), None, False, True, resample_filter)),
             [model_channels * mult for mult in channel_mult],
             num_blocks,
             attn_resolutions,
-            Style(1e-6, math.sqrt(0.5), None, False, True, resample_filter),
             every_attention=False,
         )
         fourier = embedding_type == "fourier"
@@ -179,7 +98,8 @@ class SongUNet(EDMUNet):
         cos, sin = self.map_noise(t)
         emb = torch.cat([sin, cos], dim=1).to(self.map_layer0.weight.dtype)
         if self.map_label is not None:
-            emb = emb + self.map_label(self.one_hot(condition, emb) * math.sqrt(self.map_label.in_features))
+            classes = self.map_label.in_features
+            emb = emb + self.map_label(self.one_hot(condition, emb, classes) * math.sqrt(classes))
         return silu(self.add_to_embedding(self.map_layer1(silu(self.map_layer0(emb))), extra))
 
     def forward(self, x, t, condition=None, extra=None, return_features=False):
@@ -234,12 +154,11 @@ class DhariwalUNet(EDMUNet):
         self.emb_channels = model_channels * channel_mult_emb
         self.add_blocks(
             img_resolution,
-            in_channels,
-            widths[0],
+            convolution(in_channels, widths[0], 3),
+            residual_block(self.emb_channels, Style(1e-5, 1.0, 64, True, False)),
             widths,
             num_blocks,
             attn_resolutions,
-            Style(1e-5, 1.0, 64, True, False),
             every_attention=True,
         )
         self.map_noise = PositionalEmbedding(model_channels, False)
@@ -258,18 +177,11 @@ class DhariwalUNet(EDMUNet):
         emb = torch.cat(self.map_noise(t), dim=1).to(self.map_layer0.weight.dtype)
         emb = self.map_layer1(silu(self.map_layer0(emb)))
         if self.map_label is not None:
-            emb = emb + self.map_label(self.one_hot(condition, emb))
+            emb = emb + self.map_label(self.one_hot(condition, emb, self.map_label.in_features))
         return silu(self.add_to_embedding(emb, extra))
 
     def forward(self, x, t, condition=None, extra=None, return_features=False):
-        emb = self.embed(t, condition, extra)
-        skips: list[Tensor] = []
-        features: list[Tensor] = []
-        for name, module in self.enc.items():
-            x = module(x) if name.endswith("_conv") else module(x, emb)
-            skips.append(x)
-        for name in self.dec:
-            x = self.decode(name, x, skips, emb, features)
+        x, features = self.through(x, self.embed(t, condition, extra))
         last = silu(self.out_norm(x))
         out = self.out_conv(last)
         return (out, [*features[:-1], last]) if return_features else out

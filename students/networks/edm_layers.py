@@ -86,6 +86,7 @@ class Block(nn.Module):
 
     def __init__(self, cin: int, cout: int, emb_channels: int, style: Style, resample=None, attention=False):
         super().__init__()
+        self.out_channels = cout
         self.skip_scale, self.scale_shift = style.skip_scale, style.scale_shift
         self.heads = cout // (style.head_channels or cout) if attention else 0
         self.norm0 = group_norm(cin, style.eps)
@@ -133,24 +134,26 @@ class PositionalEmbedding(nn.Module):
         return angles.cos(), angles.sin()
 
 
-class FourierEmbedding(nn.Module):
-    """Cosines and sines of random frequencies, which belong to the weights. (N,) -> two of (N, channels / 2).
+class Frequencies(nn.Module):
+    """Buffers that keep their precision in a network of half precision: the angles they make reach hundreds."""
 
-    The angles reach hundreds, so the frequencies keep their precision in a network of half precision.
-    """
+    def _apply(self, fn, recurse=True):
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            if self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+
+class FourierEmbedding(Frequencies):
+    """Cosines and sines of random frequencies, which belong to the weights. (N,) -> two of (N, channels / 2)."""
 
     freqs: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("freqs", 16 * torch.randn(channels // 2))
-
-    def _apply(self, fn, recurse=True):
-        freqs = self.freqs
-        super()._apply(fn, recurse)
-        if self.freqs.dtype != freqs.dtype:
-            self.freqs = freqs.to(self.freqs.device)
-        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         angles = torch.outer(x, 2 * math.pi * self.freqs)

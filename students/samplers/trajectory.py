@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from students.diffusion.denoiser import EDM, Denoiser, edm_scalings
+from students.diffusion.denoiser import Denoiser
+from students.diffusion.preconditioning import EDM, edm_scalings
 from students.samplers.levels import LevelsStudent
 
 

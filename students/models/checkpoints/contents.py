@@ -17,9 +17,11 @@ from students.errors import WeightsError
 # A family of networks -> parameters that every one of it has
 FAMILIES = {
     "edm": ("map_layer0.weight", "map_layer1.weight"),
+    "edm2": ("emb_noise.weight", "out_gain"),
     "openai": ("input_blocks.0.0.weight", "time_embed.0.weight"),
     "diffusers": ("conv_in.weight", "time_embedding.linear_1.weight"),
 }
+TITLES = {"edm": "EDM's family", "edm2": "EDM2's", "openai": "OpenAI's networks", "diffusers": "a UNet2DModel"}
 OTHERS = {  # a part of a name -> what holds it
     "emb_noise.weight": "an EDM2 network",
     "x_embedder.proj.weight": "a DiT",
@@ -53,7 +55,9 @@ def find_weights(content, path: Path, *families: str) -> tuple[str, dict[str, Te
         if all(f"{prefix}{name}" in tensors for name in FAMILIES[family])
     }
     if not found:
-        raise WeightsError(f"{path} {_instead(tensors)}: take a checkpoint of {' or '.join(map(_title, families))}")
+        raise WeightsError(
+            f"{path} {_instead(tensors)}: take a checkpoint of {' or '.join(TITLES[family] for family in families)}"
+        )
     prefix = _chosen(list(found), path)
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     own = {name: tensor for name, tensor in inside.items() if INTO not in name and not _counts(name, tensor)}
@@ -64,6 +68,14 @@ def find_weights(content, path: Path, *families: str) -> tuple[str, dict[str, Te
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise WeightsError(f"{path} holds values in {name!r} that are not finite: take an earlier checkpoint")
     return found[prefix], state
+
+
+def averaged(keys: list, path: Path):
+    """The key of the averaged one of several networks, or of the first, with a note on stderr."""
+    key = next((key for key in keys if AVERAGED.search(str(key))), keys[0])
+    if len(keys) > 1:
+        print(f"note: of the networks in {path} ({', '.join(map(repr, keys))}) {key!r} is taken", file=sys.stderr)
+    return key
 
 
 def _flat(content, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -107,7 +119,3 @@ def _instead(tensors: Mapping[str, Tensor]) -> str:
     if not tensors:
         return "holds no weights by name"
     return f"is no state dict of a known network: it holds {next(iter(tensors))!r}"
-
-
-def _title(family: str) -> str:
-    return {"edm": "EDM's family", "openai": "OpenAI's networks", "diffusers": "a UNet2DModel"}[family]

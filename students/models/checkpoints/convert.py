@@ -10,19 +10,21 @@ from torch import Tensor, nn
 from students.datafiles import file_hash
 from students.diffusion.denoiser import Denoiser
 from students.errors import FewstepError, WeightsError, one_line, reading
-from students.models.checkpoints.contents import find_weights
+from students.models.checkpoints.contents import averaged, find_weights
+from students.models.checkpoints.edm_arguments import NETWORKS
 from students.models.checkpoints.edm_pickle import (
     EDMNetwork,
+    assumed,
     build_denoiser,
     has_networks,
     of_content,
     of_weights,
+    precond_arguments,
     read_edm_pickle,
 )
 from students.models.checkpoints.openai import build_openai, network_of
 from students.models.checkpoints.unpickling import holds_tensors, read_tensors, saved_by_torch
 from students.models.weights import load_weights, record_path, save_weights
-from students.networks.edm import NETWORKS as EDM_NETWORKS
 
 KINDS = {"edm_": "teacher", "cd_": "consistency", "ct_": "consistency"}  # how OpenAI's files are called
 
@@ -90,8 +92,13 @@ def _named(content, path: Path) -> EDMNetwork | dict[str, Tensor]:
     """Of what a file holds, by the names of the parameters."""
     if has_networks(content):
         return of_content(content, path)
-    family, state = find_weights(content, path, "edm", "openai")
-    return of_weights(state, path) if family == "edm" else state
+    found = _of_state_dict(content, path)
+    return assumed(found) if isinstance(found, EDMNetwork) else found
+
+
+def _of_state_dict(content, path: Path) -> EDMNetwork | dict[str, Tensor]:
+    family, state = find_weights(content, path, "edm", "edm2", "openai")
+    return state if family == "openai" else of_weights(state, path)
 
 
 def _execute(path: Path):
@@ -106,17 +113,14 @@ def _execute(path: Path):
 
 
 def _of_object(content, path: Path) -> EDMNetwork | dict[str, Tensor]:
-    """Of an unpickled module or state dict, alone or under the keys of EDM's pickles."""
-    if isinstance(content, dict):
-        content = content.get("ema", content.get("model", content))
+    """Of an unpickled module or state dict, alone or in a dictionary."""
+    if modules := [key for key in content if isinstance(content[key], nn.Module)] if isinstance(content, dict) else []:
+        content = content[averaged(modules, path)]
     if not isinstance(content, nn.Module):
-        if not isinstance(content, dict):
-            raise WeightsError(f"{path} holds neither a network nor its state dict: take another file")
         return _named(content, path)
-    found = _named(content.state_dict(), path)
-    if isinstance(found, EDMNetwork) and (precond := type(content).__name__) not in EDM_NETWORKS:
-        given = {key: float(getattr(content, key, value)) for key, value in found.precond_arguments.items()}
-        return replace(found, precond=precond, precond_arguments=given)
+    found = _of_state_dict(content.state_dict(), path)
+    if isinstance(found, EDMNetwork) and (name := type(content).__name__) not in NETWORKS:
+        return replace(found, precond=name, precond_arguments=precond_arguments(content, name))
     return found
 
 

@@ -31,11 +31,15 @@ CODE = re.compile(r"Unsupported \w+: \w+ [\w.]+")
 
 
 def unpickle(path: Path):
-    """The content of a pickle; raises FewstepError naming the first global that a checkpoint does not need."""
+    """The content of a pickle; raises WeightsError if it is cut short, FewstepError naming the first global that could
+    run code."""
     if _start(path)[:1] not in (b"", PICKLE):
         raise WeightsError(f"{path} is of another kind, neither pickle nor safetensors: take a checkpoint")
-    with open(path, "rb") as file:
-        return _unpickler(path)(file).load()
+    try:
+        with open(path, "rb") as file:
+            return _unpickler(path)(file).load()
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} is damaged or cut short ({one_line(error)}): get the file again") from error
 
 
 def load_tensors(path: Path):
@@ -127,7 +131,10 @@ def _reconstruct(meta: dict) -> Recorded:
 
 
 def _load_storage(content: bytes):
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("a storage that is none, or would run code") from error
 
 
 def _rebuild_tensor(storage, offset, size, stride, *rest) -> Tensor:

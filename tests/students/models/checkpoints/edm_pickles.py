@@ -214,7 +214,7 @@ def adm(w, x, c_noise, onehot, a):
             x = block(w, f"dec.{at}_up", x, emb, x.shape[1], "adm", "up")
         for i in range(a["num_blocks"] + 1):
             x = block(w, f"dec.{at}_block{i}", torch.cat([x, skips.pop()], dim=1), emb, c * mult, "adm", attend=attend)
-    return conv(w, "out_conv", F.silu(norm(w, "out_norm", x, 1e-5)), 3, 3)
+    return conv(w, "out_conv", F.silu(norm(w, "out_norm", x, 1e-5)), a.get("out_channels", 3), 3)
 
 
 FAMILIES = {"SongUNet": song, "DhariwalUNet": adm}
@@ -233,6 +233,38 @@ def denoise(architecture, arguments, weights, x, sigma, onehot=None, sigma_min=0
     s = sigma[:, None, None, None]
     f = FAMILIES[architecture](weights, x / (s**2 + 0.25).sqrt(), sigma.log() / 4, onehot, arguments)
     return 0.25 / ((s - sigma_min) ** 2 + 0.25) * x + (s - sigma_min) * 0.5 / (s**2 + 0.25).sqrt() * f
+
+
+# EDM's baselines: c_skip, c_out, c_in, c_noise at sigma (N,), EDM [2206.00364], Table 1
+
+
+def vp(sigma, beta_d=19.9, beta_min=0.1, m=1000):
+    t = ((beta_min**2 + 2 * beta_d * (1 + sigma**2).log()).sqrt() - beta_min) / beta_d
+    return torch.ones(()), -sigma, 1 / (1 + sigma**2).sqrt(), (m - 1) * t
+
+
+def ve(sigma):
+    return torch.ones(()), sigma, torch.ones_like(sigma), (0.5 * sigma).log()
+
+
+def iddpm(sigma, c1=0.001, c2=0.008, m=1000):
+    def alpha_bar(j):
+        return math.sin(math.pi / 2 * j / m / (c2 + 1)) ** 2
+
+    u = [0.0] * (m + 1)
+    for j in range(m, 0, -1):
+        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(alpha_bar(j - 1) / alpha_bar(j), c1) - 1)
+    nearest = (sigma[:, None].double() - torch.tensor(u, dtype=torch.float64)).abs().argmin(1)
+    return torch.ones(()), -sigma, 1 / (1 + sigma**2).sqrt(), (m - 1 - nearest).float()
+
+
+BASELINES = {"VPPrecond": vp, "VEPrecond": ve, "iDDPMPrecond": iddpm}
+
+
+def denoise_baseline(precond, architecture, arguments, weights, x, sigma):
+    skip, out, into, noise = BASELINES[precond](sigma)
+    f = FAMILIES[architecture](weights, x * into[:, None, None, None], noise, None, arguments)[:, :3]
+    return skip * x + out[:, None, None, None] * f
 
 
 # Pickles
@@ -317,10 +349,18 @@ def numpy_scalar(value):
 
 
 def edm_pickle(
-    architecture, arguments, weights, classes=0, source="", precond="EDMPrecond", sigma_min=0.0, key="ema", **extra
+    architecture,
+    arguments,
+    weights,
+    classes=0,
+    source="",
+    precond="EDMPrecond",
+    key="ema",
+    constants=None,
+    **extra,
 ) -> bytes:
-    """A checkpoint of the network, as EDM's training writes it."""
-    inner = arguments | {"in_channels": 3, "out_channels": 3, "label_dim": classes, "dropout": 0.13}
+    """A checkpoint of the network, as EDM's training writes it; constants: attributes of the class around it."""
+    inner = {"out_channels": 3} | arguments | {"in_channels": 3, "label_dim": classes, "dropout": 0.13}
     model = tree(weights, "", source, _init_args=(), _init_kwargs=inner, map_augment=None)
     model.arguments[0]["class_name"] = architecture
     state = module_state(
@@ -329,9 +369,7 @@ def edm_pickle(
         _init_kwargs=arguments | {"img_channels": 3, "label_dim": classes, "model_type": architecture},
         label_dim=classes,
         use_fp16=False,
-        sigma_min=sigma_min,
-        sigma_max=float("inf"),
-        sigma_data=0.5,
+        **({"sigma_data": 0.5, "sigma_min": 0.0, "sigma_max": float("inf")} if constants is None else constants),
     )
     content = {
         key: persistent(precond, state, source),

@@ -139,13 +139,13 @@ def test_the_state_of_edm_s_training(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_edm2_is_named(tmp_path):
+def test_a_class_around_another_network_is_named(tmp_path):
     with made.modules_with([made.PERSISTENT]):
-        unet = made.persistent("UNet", made.module_state(parameters={"gain": torch.ones(1)}), "")
-        net = made.persistent("Precond", made.module_state(modules={"unet": unet}), "")
-    (tmp_path / "edm2.pkl").write_bytes(made.dump({"ema": net, "encoder": None}))
-    with pytest.raises(students.FewstepError, match="of another kind, Precond around UNet, as EDM2 writes it"):
-        load_checkpoint(tmp_path / "edm2.pkl")
+        transformer = made.persistent("DiT", made.module_state(parameters={"gain": torch.ones(1)}), "")
+        net = made.persistent("Precond", made.module_state(modules={"transformer": transformer}), "")
+    (tmp_path / "net.pkl").write_bytes(made.dump({"ema": net, "encoder": None}))
+    with pytest.raises(students.FewstepError, match="of another kind, Precond around DiT: only EDM's and EDM2's own"):
+        load_checkpoint(tmp_path / "net.pkl")
 
 
 @pytest.mark.parametrize("dropout, refused", [(0.0, True), (0.1, False)])

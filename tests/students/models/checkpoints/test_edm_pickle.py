@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 import students
+from students.diffusion.grids import GRIDS, make_grid
+from students.diffusion.schedules import IDDPM, iddpm_levels
 from students.errors import FewstepError, WeightsError
-from students.models.checkpoints.convert import convert, load_converted
-from students.models.checkpoints.edm_pickle import arguments_of, build_denoiser, read_edm_pickle
+from students.models.checkpoints.convert import convert, load_checkpoint, load_converted
+from students.models.checkpoints.edm_arguments import arguments_of
+from students.models.checkpoints.edm_pickle import build_denoiser, read_edm_pickle
 from students.models.checkpoints.unpickling import ALLOWED
 from tests.students.models.checkpoints import edm_pickles as made
 from tests.students.models.checkpoints.edm_pickles import (
@@ -100,13 +103,53 @@ def test_a_file_is_a_student(tmp_path, source):
 
 def test_ect_s_networks_are_the_identity_at_sigma_min(tmp_path, source):
     weights = make_weights("SongUNet", DDPMPP, 0)
-    content = edm_pickle("SongUNet", DDPMPP, weights, 0, source, precond="ECMPrecond", sigma_min=0.003)
+    content = edm_pickle("SongUNet", DDPMPP, weights, 0, source, precond="ECMPrecond", constants={"sigma_min": 0.003})
     out = convert(write(tmp_path / "net.pkl", content), tmp_path / "net.safetensors")
     denoiser = load_converted(out)
     assert denoiser.prediction == "consistency" and denoiser.schedule.t_min == 0.003
     check_against_formulas(denoiser, "SongUNet", DDPMPP, weights, 0, sigma_min=0.003)
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(denoiser(x, 0.003), x)
+
+
+@pytest.mark.parametrize(
+    "precond, architecture, arguments, constants, ends",
+    [
+        (
+            "VPPrecond",
+            "SongUNet",
+            DDPMPP,
+            {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "sigma_max": 152.4},
+            (0.002, 80),
+        ),
+        ("VEPrecond", "SongUNet", NCSNPP, {"sigma_min": 0.02, "sigma_max": 100.0}, (0.02, 80)),
+        ("iDDPMPrecond", "DhariwalUNet", ADM | {"out_channels": 6}, {"M": 1000}, (0.0064, 80.1)),
+    ],
+)
+def test_edm_s_baselines_compute_their_formulas(tmp_path, precond, architecture, arguments, constants, ends):
+    weights = make_weights(architecture, arguments, 0)
+    content = edm_pickle(architecture, arguments, weights, precond=precond, constants=constants)
+    path = write(tmp_path / "net.pkl", content)
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    sigma = torch.tensor([0.021, 0.7, 5.0, 60.0])  # of which iDDPM knows none
+    x = x * (0.25 + sigma**2).sqrt()[:, None, None, None]
+    expected = made.denoise_baseline(precond, architecture, arguments, weights, x, sigma)
+    for file in (path, convert(path, tmp_path / "net.safetensors")):
+        denoiser = load_checkpoint(file)
+        with torch.inference_mode():
+            scale = (1 + sigma)[:, None, None, None]
+            torch.testing.assert_close(denoiser(x, sigma) / scale, expected / scale, rtol=1e-5, atol=2e-5)
+        assert (denoiser.schedule.t_min, denoiser.schedule.t_max) == pytest.approx(ends, rel=1e-2)
+        assert students.load(f"file:{file}:heun").sample(2, seeds=range(2)).isfinite().all()
+
+
+def test_grids_take_the_levels_of_iddpm():
+    levels = iddpm_levels()
+    for grid in GRIDS:
+        times = make_grid(grid, IDDPM(), 8)
+        assert all((levels - t).abs().min() == 0 for t in times), grid
+        assert times[0] == IDDPM().t_max and times[-1] == levels[0]
+    assert torch.equal(IDDPM.nearest(levels), torch.arange(1000))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -178,10 +221,21 @@ def test_sfd_pickles_modules_by_name(tmp_path, name):
 # What is refused
 
 
-def test_a_pickle_of_another_preconditioning(tmp_path, source):
-    content = edm_pickle("SongUNet", DDPMPP, make_weights("SongUNet", DDPMPP, 0), source=source, precond="VPPrecond")
-    with pytest.raises(FewstepError, match="preconditioned by VPPrecond: only EDMPrecond and ECMPrecond"):
+@pytest.mark.parametrize(
+    "precond, constants, message",
+    [
+        ("SlowPrecond", {}, "preconditioned by SlowPrecond, which is not known here: take a network of EDMPrecond, "),
+        ("VPPrecond", {"beta_d": 10.0}, "VPPrecond is read with beta_d 19.9, not 10"),
+        ("iDDPMPrecond", {"M": 4000}, "iDDPMPrecond is read with M 1000, not 4000"),
+        ("iDDPMPrecond", {}, "returns an image and its variance, this one does not"),
+    ],
+)
+def test_a_pickle_of_another_preconditioning(tmp_path, source, precond, constants, message):
+    weights = make_weights("SongUNet", DDPMPP, 0)
+    content = edm_pickle("SongUNet", DDPMPP, weights, source=source, precond=precond, constants=constants)
+    with pytest.raises(FewstepError, match=message) as error:
         convert(write(tmp_path / "net.pkl", content), tmp_path / "net.safetensors")
+    one_line(error)
     assert not (tmp_path / "net.safetensors").exists()
 
 
@@ -209,14 +263,14 @@ def test_an_argument_or_architecture_that_is_unknown(tmp_path):
         convert(path, tmp_path / "net.safetensors")
     one_line(error)
     path = write(tmp_path / "b.pkl", edm_pickle("UViT", DDPMPP, weights))
-    with pytest.raises(FewstepError, match="holds a UViT, not SongUNet or DhariwalUNet"):
+    with pytest.raises(FewstepError, match="holds a UViT, not SongUNet or DhariwalUNet or UNet"):
         convert(path, tmp_path / "net.safetensors")
 
 
 def test_truncated_pickles(tmp_path, source):
     content = edm_pickle("SongUNet", DDPMPP, make_weights("SongUNet", DDPMPP, 0), source=source)
     for length in (0, 1, 1000, len(content) // 2, len(content) - 1):
-        with pytest.raises(WeightsError, match=r"no EDM pickle, or is cut short .*get the file again") as error:
+        with pytest.raises(WeightsError, match=r"is damaged or cut short .*get the file again") as error:
             read_edm_pickle(write(tmp_path / "net.pkl", content[:length]))
         one_line(error)
     with pytest.raises(WeightsError, match=r"cannot read .*No such file"):
@@ -365,7 +419,7 @@ def test_code_runs_only_for_those_who_trust_it(tmp_path):
     with pytest.raises(FewstepError, match="preconditioned by Trusted"):
         convert(tmp_path / "other.pt", out, trust_pickle=True)
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(WeightsError, match="neither a network nor its state dict"):
+    with pytest.raises(WeightsError, match="holds no weights by name"):
         convert(tmp_path / "list.pt", out, trust_pickle=True)
 
 
