@@ -18,7 +18,7 @@ EPSILON = 1e-4  # of normalisations
 SILU_MAGNITUDE = 0.596  # of silu of a standard normal
 
 
-def unit(x: Tensor, dim: int | Sequence[int]) -> Tensor:
+def unit(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """x over its root mean square along `dim`, which is computed in float32."""
     rms = x.float().square().mean(dim, keepdim=True).sqrt()
     return x / (rms + EPSILON).to(x.dtype)

@@ -138,11 +138,11 @@ class Frequencies(nn.Module):
     """Buffers that keep their precision in a network of half precision: the angles they make reach hundreds."""
 
     def _apply(self, fn, recurse=True):
-        kept = dict(self._buffers)
+        kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            if self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+        for name, moved in self.named_buffers(recurse=False):
+            if moved.dtype != kept[name].dtype:
+                self._buffers[name] = kept[name].to(moved.device)
         return self
 
 

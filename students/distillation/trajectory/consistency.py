@@ -6,7 +6,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from students.diffusion.denoiser import CONSISTENCY, Denoiser, expand
+from students.diffusion.denoiser import Denoiser, expand
+from students.diffusion.preconditioning import CONSISTENCY
 from students.diffusion.schedules import VE
 from students.distillation.functions import DISTANCES, LPIPS, distance, heun_jump, randint
 from students.distillation.method import Distillation, trainable

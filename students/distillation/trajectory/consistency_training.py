@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from students.diffusion.denoiser import EDM, expand, under
+from students.diffusion.denoiser import expand, under
 from students.diffusion.grids import polynomial
+from students.diffusion.preconditioning import EDM
 from students.diffusion.schedules import VE
 from students.distillation.functions import log_normal, pseudo_huber, randint, squared
 from students.distillation.method import trainable, untrained

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from students.diffusion.denoiser import EDM, expand
+from students.diffusion.denoiser import expand
+from students.diffusion.preconditioning import EDM
 from students.diffusion.schedules import VE
 from students.distillation.functions import log_normal, tangent
 from students.distillation.method import trainable

@@ -2,6 +2,7 @@
 
     config.json, diffusion_pytorch_model.safetensors (folder_weights.py tells the others), scheduler_config.json
     unet/config.json, unet/diffusion_pytorch_model..., scheduler/scheduler_config.json        of a pipeline
+    unet/..., unet_ema/..., ../scheduler/scheduler_config.json                                of a run, checkpoint-N
 
 A scheduler with betas makes a denoiser on discrete times; `CMStochasticIterativeScheduler` a consistency function.
 """
@@ -16,13 +17,15 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from students.diffusion.denoiser import CONSISTENCY, Denoiser
+from students.diffusion.denoiser import Denoiser
+from students.diffusion.preconditioning import CONSISTENCY
 from students.diffusion.schedules import VE, Schedule
 from students.errors import FewstepError, WeightsError, reading, unknown
 from students.models.checkpoints.folder_weights import read_folder
 from students.models.weights import load_into
 from students.networks.unet import UNet2D
 
+NAME = "scheduler_config.json"
 AVERAGED = "unet_ema"  # the name that diffusers' training examples give it
 CONSISTENCY_SCHEDULER = "CMStochasticIterativeScheduler"
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -134,13 +137,7 @@ def load_diffusers_folder(path: Path, classes: int | None = None) -> UNetDenoise
 def _load(path: Path, classes: int | None) -> UNetDenoiser:
     parts = _network_folder(path)
     unet = _load_unet(parts)
-    where = next(
-        (f for f in (path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json") if f.is_file()), None
-    )
-    if where is None:
-        raise WeightsError(
-            f"{path} holds no scheduler_config.json, which says what the times mean: get the whole folder"
-        )
+    where = _scheduler_file(path)
     scheduler = _read_json(where)
     known = unet.config.num_class_embeds
     if classes is None:
@@ -165,6 +162,20 @@ def _network_folder(path: Path) -> Path:
         return path / "unet"
     print(f"note: of the networks in {path} the averaged one, {AVERAGED}, is taken", file=sys.stderr)
     return path / AVERAGED
+
+
+def _scheduler_file(path: Path) -> Path:
+    """In the folder, or beside the network; for a checkpoint of training, in the folder above."""
+    above = path.resolve().parent / "scheduler" / NAME
+    for file in (path / NAME, path / "scheduler" / NAME, above):
+        if file.is_file():
+            if file == above:
+                print(f"note: {path} has no scheduler of its own: that of {above.parent} is taken", file=sys.stderr)
+            return file
+    raise WeightsError(
+        f"{path} holds no {NAME}, which says what the times mean, nor is there one in {above.parent}: "
+        "get the whole folder"
+    )
 
 
 def _of_betas(config: dict, where: Path) -> tuple[DiscreteVP, str]:

@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from students.diffusion.denoiser import EDM
+from students.diffusion.preconditioning import EDM
 from students.diffusion.schedules import VE
 from students.errors import FewstepError, WeightsError, reading
 from students.models.checkpoints.diffusers_folder import LOG_SIGMA, ConsistencyFunction, UNetDenoiser
@@ -64,6 +64,7 @@ RESNET = {
     "skip_connection": "conv_shortcut",
 }
 ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}
+PLAIN_BLOCKS = "DownBlock2D", "UpBlock2D"  # of diffusers, which resample by a convolution
 
 
 def load_openai(path: Path, network: dict, consistency: bool) -> UNetDenoiser:
@@ -76,10 +77,8 @@ def load_openai(path: Path, network: dict, consistency: bool) -> UNetDenoiser:
 
 def build_openai(state: dict[str, Tensor], network: dict, consistency: bool, path: Path) -> UNetDenoiser:
     """The same of a state dict under OpenAI's names."""
-    if not ("channel_mult" in network or network["image_size"] in CHANNEL_MULT) or not network["resblock_updown"]:
-        raise FewstepError(
-            f"{path}: only OpenAI's networks with resblock_updown, at 64 and 256 pixels or with channel_mult, are read"
-        )
+    if not ("channel_mult" in network or network["image_size"] in CHANNEL_MULT):
+        raise FewstepError(f"{path}: OpenAI's networks at 64 and 256 pixels are read, others need their channel_mult")
     with reading(path, "state dict of OpenAI's networks"):
         with torch.device("meta"):
             unet = UNet2DModel(**_config(network))
@@ -131,7 +130,11 @@ def network_of(state: dict[str, Tensor], path: Path) -> dict:
 def _of_shapes(state: dict[str, Tensor]) -> tuple[dict, list[bool]]:
     """What shapes say of a network, and whether there is attention, for each resolution."""
     blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("output_blocks."))
-    ups = [i for i in range(blocks) if any(f"output_blocks.{i}.{k}.in_layers.0.weight" in state for k in (1, 2))]
+    residual, plain = (
+        [i for i in range(blocks) if any(f"output_blocks.{i}.{k}.{part}.weight" in state for k in (1, 2))]
+        for part in ("in_layers.0", "conv")
+    )
+    ups = residual or plain
     each = ups[0] + 1 if ups else blocks  # residual blocks of a resolution in the decoder, one more than in the encoder
     firsts = [f"input_blocks.{1 + level * each}" for level in range(blocks // each)]
     channels = len(state["input_blocks.0.0.weight"])
@@ -141,7 +144,7 @@ def _of_shapes(state: dict[str, Tensor]) -> tuple[dict, list[bool]]:
         "num_channels": channels,
         "channel_mult": [len(state[f"{first}.0.out_layers.3.weight"]) / channels for first in firsts],
         "num_res_blocks": each - 1,
-        "resblock_updown": bool(ups) or blocks == each,
+        "resblock_updown": not plain,
         "use_scale_shift_norm": embedded == 2 * wide,
         "class_cond": "label_emb.weight" in state,
         "classes": len(state["label_emb.weight"]) if "label_emb.weight" in state else None,
@@ -161,9 +164,10 @@ def _attention_levels(network: dict) -> list[bool]:
 
 def _config(network: dict) -> dict:
     """The same architecture in the words of diffusers."""
-    attention = _attention_levels(network)
-    down = ["AttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in attention]
-    up = ["AttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in reversed(attention)]
+    attention, resampling = _attention_levels(network), "resnet" if network["resblock_updown"] else "conv"
+    without = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if network["resblock_updown"] else PLAIN_BLOCKS
+    down = ["AttnDownBlock2D" if attends else without[0] for attends in attention]
+    up = ["AttnUpBlock2D" if attends else without[1] for attends in reversed(attention)]
     return {
         "sample_size": network["image_size"],
         "in_channels": network.get("channels", 3),
@@ -176,13 +180,13 @@ def _config(network: dict) -> dict:
         "num_class_embeds": network.get("classes", CLASSES) if network["class_cond"] else None,
         "resnet_time_scale_shift": "scale_shift" if network["use_scale_shift_norm"] else "default",
         "attn_norm_num_groups": 32,
-        "downsample_type": "resnet",
-        "upsample_type": "resnet",
+        "downsample_type": resampling,
+        "upsample_type": resampling,
     }
 
 
 def _blocks(network: dict) -> tuple[dict[str, str], dict[str, str]]:
-    """The residual blocks, and the attentions, by OpenAI's names."""
+    """What resamples or is a residual block, and the attentions, by OpenAI's names."""
     attention, depth = _attention_levels(network), network["num_res_blocks"]
     top = len(attention) - 1
     resnets = {"middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1"}
@@ -212,7 +216,8 @@ def _blocks(network: dict) -> tuple[dict[str, str], dict[str, str]]:
 def _renamed(state: dict[str, Tensor], network: dict) -> dict[str, Tensor]:
     """The state dict under the names of diffusers; a name that is unknown stays, and is refused in loading."""
     resnets, attentions = _blocks(network)
-    names = ENDS | {f"{old}.{a}": f"{new}.{b}" for old, new in resnets.items() for a, b in RESNET.items()}
+    parts = RESNET | {"op": "conv", "conv": "conv"}  # the last two of a plain convolution, down or up
+    names = ENDS | {f"{old}.{a}": f"{new}.{b}" for old, new in resnets.items() for a, b in parts.items()}
     names |= {f"{old}.{a}": f"{new}.{b}" for old, new in attentions.items() for a, b in ATTENTION.items()}
     renamed = {}
     for name, tensor in state.items():

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import students
-from students.diffusion.denoiser import Denoiser, edm_scalings, under
+from students.diffusion.denoiser import Denoiser, under
+from students.diffusion.preconditioning import edm_scalings
 from students.diffusion.schedules import VE
 from students.distillation.functions import jump
 from students.distillation.method import Pairs

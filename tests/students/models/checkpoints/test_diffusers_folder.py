@@ -199,6 +199,14 @@ def test_the_averaged_network_of_a_training_run_is_taken_and_said(tmp_path, caps
     assert "the averaged one, unet_ema, is taken" in capsys.readouterr().err
 
 
+def test_the_scheduler_above_a_checkpoint_of_training_is_taken_and_said(tmp_path, capsys):
+    save_folder(tmp_path / "run" / "checkpoint-500", pipeline=True)
+    (tmp_path / "run" / "checkpoint-500" / "scheduler").rename(tmp_path / "run" / "scheduler")
+    denoiser = load_diffusers_folder(tmp_path / "run" / "checkpoint-500")
+    assert len(denoiser.schedule.alphas_cumprod) == 1000
+    assert f"that of {tmp_path / 'run' / 'scheduler'} is taken" in capsys.readouterr().err
+
+
 def test_a_pickle_that_needs_code_is_refused(tmp_path):
     save_folder(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()

@@ -21,6 +21,7 @@ TINY = {"num_channels": 32, "num_head_channels": 16, "num_res_blocks": 1, "image
 NETWORKS = {
     "imagenet64": openai.NETWORKS["imagenet64"] | TINY,
     "lsun256": openai.NETWORKS["lsun256"] | TINY | {"num_res_blocks": 2, "attention_resolutions": "16,8"},
+    "plain": openai.NETWORKS["imagenet64"] | TINY | {"resblock_updown": False, "attention_resolutions": "32,8"},
 }
 
 
@@ -47,6 +48,15 @@ def resblock(w, name, x, emb, out, network, resample=None):
     h = conv(w, f"{name}.out_layers.3", F.silu(h), out, 3)
     x = change(x)
     return h + (x if x.shape[1] == out else conv(w, f"{name}.skip_connection", x, out, 1))
+
+
+def resample(w, name, x, emb, network, direction):
+    c = x.shape[1]
+    if network["resblock_updown"]:
+        return resblock(w, name, x, emb, c, network, direction)
+    if direction == "up":
+        return conv(w, f"{name}.conv", x.repeat_interleave(2, 2).repeat_interleave(2, 3), c, 3)
+    return F.conv2d(x, w(f"{name}.op.weight", c, c, 3, 3), w(f"{name}.op.bias", c), stride=2, padding=1)
 
 
 def norm32(w, name, x):
@@ -91,7 +101,7 @@ def unet(w, x, timestep, condition, network):
             skips.append(x)
             i += 1
         if level < 3:
-            x = resblock(w, f"input_blocks.{i}.0", x, emb, x.shape[1], network, "down")
+            x = resample(w, f"input_blocks.{i}.0", x, emb, network, "down")
             skips.append(x)
             i += 1
     x = resblock(w, "middle_block.0", x, emb, x.shape[1], network)
@@ -102,7 +112,7 @@ def unet(w, x, timestep, condition, network):
             x = resblock(w, f"output_blocks.{i}.0", torch.cat([x, skips.pop()], 1), emb, c * mults[level], network)
             x = attend(w, f"output_blocks.{i}.1", x, network) if attends[level] else x
             if level and j == depth:
-                x = resblock(w, f"output_blocks.{i}.{1 + attends[level]}", x, emb, x.shape[1], network, "up")
+                x = resample(w, f"output_blocks.{i}.{1 + attends[level]}", x, emb, network, "up")
             i += 1
     return conv(w, "out.2", F.silu(norm32(w, "out.0", x)), 3, 3)
 
@@ -152,7 +162,11 @@ def test_teachers_and_consistency_models_compute_the_formulas(tmp_path, weights,
 
 @pytest.mark.parametrize(
     "file, name, kind",
-    [("edm_imagenet64_ema.pt", "imagenet64", UNetDenoiser), ("cd_cat256_l2.pt", "lsun256", ConsistencyFunction)],
+    [
+        ("edm_imagenet64_ema.pt", "imagenet64", UNetDenoiser),
+        ("cd_cat256_l2.pt", "lsun256", ConsistencyFunction),
+        ("edm_mine64.pt", "plain", UNetDenoiser),
+    ],
 )
 @torch.inference_mode()
 def test_conversion_keeps_the_output(tmp_path, weights, file, name, kind):
