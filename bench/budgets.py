@@ -59,7 +59,7 @@ def _probe(context: Context, name: str, n_steps: int, guidance: float) -> float:
     student = context.student(name)
     try:
         with count_nfe(student) as counted:
-            sample(student, n_steps, PROBES, context.conditions(PROBES), guidance)
+            sample(student, n_steps, PROBES, context.conditions(PROBES, PROBES), guidance)
     except UnsupportedSteps:
         return 0.0
     return counted.per_image

@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--students", nargs="+", metavar="SPEC", help="students (default: the task's)")
     run.add_argument("--samples", type=_whole, metavar="N", help="samples per seed block (default: the task's)")
     run.add_argument("--seed-blocks", type=_whole, metavar="K", help="seed blocks (default: the task's)")
+    run.add_argument(
+        "--first-block", type=_whole, default=0, metavar="K", help="block k is the seeds kN ... (k+1)N - 1 (default: 0)"
+    )
     run.add_argument("--guidance", nargs="+", type=float, metavar="W", help="guidance scales; 1 is none")
     run.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics (default: the task's)")
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
@@ -115,7 +118,7 @@ def _run(arguments) -> int:
         runs = runs_for_budgets(task, names, arguments.nfe, scales, arguments.device, arguments.dtype)
     else:
         runs = [(name, n, w) for name in names for w in scales for n in arguments.steps or task.steps]
-    cells = plan(task, runs, arguments.dtype)
+    cells = plan(task, runs, arguments.dtype, arguments.first_block)
     store = Store(arguments.out, task.name)
     records = sweep.run(
         cells,
@@ -150,6 +153,8 @@ def _asked(task, arguments):
         raise FewstepError("--time-limit must be a number of seconds, got nan")
     if arguments.save_images and task.kind != "image":
         raise FewstepError(f"task {task.name!r} has no images: leave --save-images out")
+    if arguments.first_block < 0:
+        raise FewstepError(f"--first-block must be at least 0, got {arguments.first_block}")
     if arguments.workers is not None and arguments.workers < 1:
         raise FewstepError(f"--workers must be at least 1, got {arguments.workers}")
     for key in ("samples", "seed_blocks", "batch_size"):

@@ -8,19 +8,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bench.measure import METRICS
+from bench.conditions import Conditions
+from bench.measure import METRICS, TEACHER_SOLVER
 from bench.measure.extractors import extractor_identity
-from bench.measure.faithfulness import SOLVER
 from bench.measure.reference import SHARD, cached_statistics
 from bench.measure.representations import View, represent
 from bench.measure.statistics import FeatureStats, Reference
-from bench.plan import REAL, Setup
+from bench.plan import REAL, TEACHER, Cell, Setup
 from bench.subjects import data_code
 from bench.third_party import load_student
 from students.data import Dataset, Split, load_data
 from students.datafiles import reference_folder
 from students.devices import check_device
-from students.diffusion.noise import SeedNoise
 from students.errors import FewstepError, one_line
 from students.loading import DTYPES
 from students.models.load import load_teacher
@@ -61,7 +60,7 @@ class Context:
     @cached_property
     def trajectories(self):
         """The teacher's sampler that faithfulness compares with, loaded apart so that no student's NFE counts it."""
-        return load_student(SOLVER, self.task, load_teacher(self.task.teacher, device=self.device), self.device)
+        return load_student(TEACHER_SOLVER, self.task, load_teacher(self.task.teacher, device=self.device), self.device)
 
     def student(self, spec: str):
         """A student by spec, on the task's teacher; a third party's on a copy, as it may change what it is given."""
@@ -97,15 +96,20 @@ class Context:
         """What samples are compared with."""
         return self._of_data[0]
 
-    def conditions(self, seeds: range) -> Tensor | None:
-        """The class that each seed is asked to show, drawn from the prior of the data; None where the task has none."""
-        if self.task.classes is None:
-            return None
-        return SeedNoise(seeds, self.task.shape, self.device).classes(self.task.classes, self._of_data[1])
+    def conditions(self, seeds: range, block: range) -> Tensor | None:
+        """The class that each seed of a block is asked to show; None where the task has none."""
+        return None if self._of_data[1] is None else self._of_data[1](seeds, block).to(self.device)
+
+    def classes_of(self, cell: Cell) -> Tensor | None:
+        """The classes of all samples of a cell, in their order."""
+        if cell.student == REAL:
+            labels = self.data().heldout.labels
+            return None if labels is None else labels[: self.task.samples]
+        return self.conditions(cell.block, cell.block)
 
     @cached_property
-    def _of_data(self) -> tuple[Reference, Tensor | None]:
-        """The reference and the classes' prior, from one reading of the data."""
+    def _of_data(self) -> tuple[Reference, Conditions | None]:
+        """The reference, and what samples are to show, from one reading of the data."""
         data, with_heldout = self.data(), any(METRICS[name].heldout for name in self.kept_for())
         reference = Reference(
             train=self._real_statistics("train", data.train),
@@ -113,7 +117,9 @@ class Context:
             mixture=data.mixture,
             device=self.device,
         )
-        return reference, data.prior
+        if self.task.classes is None:
+            return reference, None
+        return reference, Conditions(torch.ones(self.task.classes) if data.prior is None else data.prior)
 
     def kept_for(self) -> set[str]:
         """The metrics that statistics are kept for: those asked for, and the task's that the extractor can serve."""
@@ -181,7 +187,7 @@ class Context:
     def prepare(self, specs: Iterable[str]) -> None:
         """Load students, data and extractor, so that what is wrong with them shows before the first cell."""
         for spec in specs:
-            if spec != REAL:
+            if spec not in (REAL, TEACHER):
                 self.student(spec)
         asked = [name for name in self.setup.metrics if _needs_classes(name)]
         if asked and not self.extractor.has_classes:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.context import Context, context_of
 from bench.draw import Batch, check_samples, check_seeds, draw, sample
-from bench.measure.faithfulness import SOLVER, STEPS
+from bench.measure import TEACHER_SOLVER, TEACHER_STEPS
 from bench.measure.latency import (
     TIMED_BATCHES,
     NetworkClock,
@@ -27,7 +27,7 @@ from bench.measure.latency import (
 )
 from bench.measure.representations import to_uint8
 from bench.overlap import beside
-from bench.plan import REAL, Cell, Setup
+from bench.plan import REAL, TEACHER, Cell, Setup
 from bench.record import Outcome, make_outcome, measured
 from bench.shard import Failure, Shard
 from bench.store import FAILED, UNSUPPORTED
@@ -60,6 +60,8 @@ def compute_shard(setup: Setup, cell: Cell, seeds: range, teachers=None) -> Shar
     start = time.monotonic()
     if cell.student == REAL:
         found = _attempt(context, lambda: _real_shard(context))
+    elif cell.student == TEACHER:
+        found = _attempt(context, lambda: _teacher_shard(context, cell, seeds, teachers))
     else:
         found = _attempt(context, lambda: _student_shard(context, cell, seeds, teachers))
     return replace(found, about=_about(context, cell), seconds=time.monotonic() - start)
@@ -81,9 +83,9 @@ def compute_cell(setup: Setup, cell: Cell, seeds: range, teachers=None) -> Outco
     return finish(setup, cell, [compute_shard(setup, cell, seeds, teachers)])
 
 
-def remeasure(setup: Setup, record: dict, stored: dict[str, bytes]) -> dict | None:
+def remeasure(setup: Setup, cell: Cell, record: dict, stored: dict[str, bytes]) -> dict | None:
     """The record with the metrics that it lacked, from its stored statistics; None where these are not enough."""
-    return measured(context_of(setup), record, stored)
+    return measured(context_of(setup), cell, record, stored)
 
 
 def _attempt(context: Context, function: Callable, prefix: str = ""):
@@ -101,8 +103,8 @@ def _attempt(context: Context, function: Callable, prefix: str = ""):
 
 def _about(context: Context, cell: Cell) -> dict:
     """What a record says of the student itself: its family, and what its training cost."""
-    if cell.student == REAL:
-        return {"family": REAL}
+    if cell.student in (REAL, TEACHER):
+        return {"family": cell.student}
     try:
         student = context.student(cell.student)
     except FewstepError:
@@ -114,7 +116,7 @@ def _about(context: Context, cell: Cell) -> dict:
 
 def _teacher_samples(context: Context, cell: Cell, seeds: range) -> list[np.ndarray]:
     task, batches = context.task, []
-    cell = replace(cell, student=SOLVER, steps=STEPS)
+    cell = replace(cell, student=TEACHER_SOLVER, steps=TEACHER_STEPS)
     for batch in _draw(context, context.trajectories, cell, seeds):
         rows = [batch.samples]
         if task.kind == "image":
@@ -124,7 +126,8 @@ def _teacher_samples(context: Context, cell: Cell, seeds: range) -> list[np.ndar
 
 
 def _draw(context: Context, student, cell: Cell, seeds: range):
-    return draw(student, cell, seeds, context.conditions(seeds), context.task.batch_size, context.device)
+    conditions = context.conditions(seeds, cell.block)
+    return draw(student, cell, seeds, conditions, context.task.batch_size, context.device)
 
 
 def _real_shard(context: Context) -> Shard:
@@ -134,6 +137,23 @@ def _real_shard(context: Context) -> Shard:
     split = Split(heldout.samples[chosen], None if heldout.labels is None else heldout.labels[chosen])
     n = len(split.samples)
     return Shard(range(n), n, context.statistics_of(split), kept=_kept(context, split.samples))
+
+
+def _teacher_shard(context: Context, cell: Cell, seeds: range, teachers: list[np.ndarray]) -> Shard:
+    """What is known of the teacher's samples, which are there already; what they cost is measured on the first."""
+    conditions, rows = context.conditions(seeds, cell.block), [torch.from_numpy(rows) for rows in teachers]
+    shard = Shard(seeds, len(seeds), context.collectors(), kept=_kept(context, rows[0]))
+    with PeakMemory(context.device) as memory, count_nfe(context.trajectories) as nfe:
+        _, shard.latency = _latency(context, context.trajectories, cell, seeds[:1])
+    shard.peak_memory_mb = round(memory.peak_mb, 1)
+    shard.evaluations = round(nfe.per_image * len(seeds))
+    for start in range(0, len(seeds), context.task.batch_size):
+        part = slice(start, start + context.task.batch_size)
+        near = [values[part] for values in rows]
+        shown = None if conditions is None else conditions[part]
+        for name, values in context.rows(near[0].to(context.device), shown, near).items():
+            shard.statistics[name].update(values)
+    return shard
 
 
 def _kept(context: Context, samples: Tensor) -> np.ndarray:
@@ -190,7 +210,7 @@ def _student_shard(context: Context, cell: Cell, seeds: range, teachers) -> Shar
 
 def _latency(context: Context, student, cell: Cell, seed: range) -> tuple[Tensor, dict[str, float]]:
     """One sample and batch-1 latency; the warm-up also does a student's one-time setup."""
-    conditions = context.conditions(seed)
+    conditions = context.conditions(seed, cell.block)
 
     def run() -> Tensor:
         return sample(student, cell.steps, seed, conditions, cell.guidance)
@@ -207,7 +227,7 @@ def _latency(context: Context, student, cell: Cell, seed: range) -> tuple[Tensor
 
 
 def _throughput(context: Context, student, cell: Cell, seeds: range, batches) -> dict[str, float]:
-    conditions = context.conditions(seeds)
+    conditions = context.conditions(seeds, cell.block)
 
     def again(size: int) -> float:
         begin = time.perf_counter()

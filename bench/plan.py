@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.identity import digest
-from bench.measure import METRICS
+from bench.measure import METRICS, TEACHER_SOLVER, TEACHER_STEPS
 from bench.measure.extractors import extractor_identity, extractor_problem
 from bench.subjects import data_code, student_identity, teacher_identity
 from bench.tasks import Task
@@ -18,7 +18,8 @@ from students.errors import FewstepError, unknown
 from students.models.cards import check_fits
 from students.spec import parse
 
-REAL = "real"  # the pseudo-student that answers with held-out data: the floor
+# Pseudo-students: held-out data, which are the floor, and the teacher's own images, in many steps
+REAL, TEACHER = "real", "teacher"
 SHARD = 5000  # samples
 
 
@@ -59,6 +60,11 @@ class Cell:
         return digest(self.identity)
 
     @property
+    def block(self) -> range:
+        """The seeds of its block."""
+        return range(*self.identity["seeds"])
+
+    @property
     def title(self) -> str:
         if self.student == REAL:
             return "real against real"
@@ -72,9 +78,8 @@ class Cell:
         """
         if self.student == REAL:
             return [range(0)]
-        first, end = self.identity["seeds"]
-        size = max(1, SHARD // batch_size) * batch_size
-        return [range(start, min(start + size, end)) for start in range(first, end, size)]
+        size = math.ceil(SHARD / batch_size) * batch_size
+        return [self.block[start : start + size] for start in range(0, len(self.block), size)]
 
 
 def resolve_extractor(task: Task, asked: str | None = None) -> Task:
@@ -104,11 +109,19 @@ def check_metrics(task: Task, metrics: Sequence[str]) -> None:
             raise FewstepError(f"metric {name!r} compares with classes, and {task.name} has none: leave it out")
 
 
-def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float32") -> list[Cell]:
+def draws_teacher(task: Task) -> bool:
+    """Whether a metric of the task compares with the teacher's samples, which are drawn then."""
+    return any("faithfulness" in METRICS[name].needs for name in task.metrics)
+
+
+def plan(
+    task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float32", first_block: int = 0
+) -> list[Cell]:
     """The real-against-real floor, then a cell for every (student, steps, guidance) and seed block.
 
-    Raises FewstepError for what can be known to be wrong before any work: unknown students, steps that are
-    not positive, guidance on an unconditional task, missing or altered weights.
+    Where a task compares with the teacher's images, these are cells too. Raises FewstepError for what can be known to
+    be wrong before any work: unknown students, steps that are not positive, guidance on an unconditional task, missing
+    or altered weights.
     """
     common = {
         "task": task.name,
@@ -119,23 +132,25 @@ def plan(task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float
         "reference": {"data": task.data, "code": data_code(task.data)},
         "extractor": task.extractor and extractor_identity(task.extractor),
     }
-    teacher = teacher_identity(task.teacher)
     cells = [Cell(REAL, 0, 1.0, 0, common | {"student": REAL})]
-    for name, steps, guidance in dict.fromkeys(runs):
+    common |= {} if task.classes is None else {"conditions": "stratified"}
+    teacher = teacher_identity(task.teacher)
+    own = dict.fromkeys((TEACHER, TEACHER_STEPS, guidance) for name, _, guidance in runs if not parse(name).model)
+    for name, steps, guidance in [*(own if draws_teacher(task) else ()), *dict.fromkeys(runs)]:
         if not math.isfinite(guidance):
             raise FewstepError(f"guidance must be a finite number, got {guidance}")
         if steps < 1:
             raise FewstepError(f"steps must be whole numbers of at least 1, got {steps}")
         if guidance != 1 and task.classes is None:
             raise FewstepError(f"task {task.name!r} is unconditional: guidance needs classes; leave --guidance out")
-        spec = parse(name)
-        if spec.model:
-            check_fits(spec.model, task.shape, task.classes)
-        student = student_identity(name, task)
-        for block in range(task.seed_blocks):
+        model = None if name == TEACHER else parse(name).model
+        if model:
+            check_fits(model, task.shape, task.classes)
+        student = student_identity(TEACHER_SOLVER if name == TEACHER else name, task)
+        for block in range(first_block, first_block + task.seed_blocks):
             identity = common | {
-                "student": student,
-                "teacher": None if spec.model else teacher,
+                "student": student | {"role": TEACHER} if name == TEACHER else student,
+                "teacher": None if model else teacher,
                 "steps": steps,
                 "guidance": float(guidance),
                 "dtype": dtype,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bench.context import Context
-from bench.measure import METRICS, metric_columns
+from bench.measure import METRICS, Metric, jackknife, metric_columns
 from bench.measure.statistics import FeatureStats
 from bench.plan import REAL, Cell
 from bench.shard import Failure, Shard
@@ -43,7 +43,10 @@ def make_outcome(context: Context, cell: Cell, found: Shard | Failure) -> Outcom
             record |= {"nfe": found.nfe, "setup_nfe": found.setup, "peak_memory_mb": found.peak_memory_mb}
             record["latency"] = found.latency
         record["samples"] = found.samples
-        record |= _metrics(context, found.statistics, record)
+        classes = context.classes_of(cell)
+        if classes is not None:
+            record["class_counts"] = classes.bincount(minlength=context.task.classes).tolist()
+        record |= _metrics(context, found.statistics, record, classes)
         files = _files(found)
     record["provenance"] |= {
         "finished": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -52,7 +55,7 @@ def make_outcome(context: Context, cell: Cell, found: Shard | Failure) -> Outcom
     return Outcome(record, files)
 
 
-def measured(context: Context, record: dict, stored: dict[str, bytes]) -> dict | None:
+def measured(context: Context, cell: Cell, record: dict, stored: dict[str, bytes]) -> dict | None:
     """A record with the metrics it lacked, from stored statistics; None where a representation is not among them.
 
     Raises FewstepError for statistics that cannot be read.
@@ -60,7 +63,7 @@ def measured(context: Context, record: dict, stored: dict[str, bytes]) -> dict |
     if not stored.keys() >= context.collectors().keys():
         return None
     statistics = {name: FeatureStats.from_bytes(content) for name, content in stored.items()}
-    return record | _metrics(context, statistics, record)
+    return record | _metrics(context, statistics, record, context.classes_of(cell))
 
 
 @cache
@@ -99,28 +102,42 @@ def _header(context: Context, cell: Cell) -> dict:
     }
 
 
-def _metrics(context: Context, statistics: dict[str, FeatureStats], record: dict) -> dict:
-    """The `metrics`, `metric_code` and `failures` of a record, with what it lacked.
+def _metrics(context: Context, statistics: dict[str, FeatureStats], record: dict, classes: torch.Tensor | None) -> dict:
+    """The `metrics`, `jackknife`, `metric_code` and `failures` of a record, with what it lacked.
 
-    A metric that fails leaves the others their numbers, and its reason among the failures.
+    A metric that fails leaves the others their numbers, and its reason among the failures. classes: of the samples.
     """
     values, codes, failures = dict(record.get("metrics", {})), dict(record["metric_code"]), {}
+    left_out = dict(record.get("jackknife", {}))
     for name in context.setup.metrics:
         metric = METRICS[name]
         if codes.get(name) == metric.code():
             continue
+        columns = metric_columns(name, context.task.extractor)
         try:
             numbers = metric.compute(statistics, context.reference)
+            parts = _left_out(context, metric, statistics, classes)
         except FewstepError as error:
             failures[name] = str(error)
         except Exception as error:
             context.check_device_is_alive(one_line(error))
             failures[name] = one_line(error)
         else:
-            values |= dict(zip(metric_columns(name, context.task.extractor), map(float, numbers), strict=True))
+            values |= dict(zip(columns, map(float, numbers), strict=True))
+            left_out |= dict(zip(columns, parts, strict=False))
             codes[name] = metric.code()
     older = {name: reason for name, reason in record.get("failures", {}).items() if name not in codes}
-    return {"metrics": values, "metric_code": codes, "failures": older | failures}
+    return {"metrics": values, "jackknife": left_out, "metric_code": codes, "failures": older | failures}
+
+
+def _left_out(context: Context, metric: Metric, statistics: dict[str, FeatureStats], classes) -> list[list[float]]:
+    """For each column of a metric, its values without each group of samples; none where they are not kept."""
+    needed = {name: statistics[name] for name in metric.needs}
+    if not metric.smooth or not jackknife.can_leave_out(needed):
+        return []
+    dealt = jackknife.groups(next(iter(needed.values())).count, classes)
+    parts = [metric.compute(left, context.reference) for left in jackknife.without_each_group(needed, dealt)]
+    return [[float(value) for value in column] for column in zip(*parts, strict=True)]
 
 
 def _files(shard: Shard) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from students.errors import FewstepError
 from students.files import write_atomically, write_folder
 
 OK, UNSUPPORTED, FAILED = "ok", "unsupported", "failed"
-SCHEMA = 2  # of cell.json; 1, which does not say so, has no failures apart from `reason`
+SCHEMA = 3  # of cell.json; 2 has no `jackknife`; 1, which does not say so, no failures apart from `reason`
 IMAGES = "images"  # the folder of a cell's images, where they were asked for
 
 
@@ -154,11 +154,15 @@ def frame(cells: list[dict], store: Store):
     """A pandas DataFrame, one row a cell: the columns of bench/report and every measured column."""
     import pandas as pd
 
-    apart = {"schema", "identity", "metrics", "failures", "metric_code", "latency", "training", "provenance"}
+    apart = {
+        *("schema", "identity", "metrics", "jackknife", "failures", "metric_code", "latency", "training"),
+        *("provenance", "class_counts"),
+    }
     rows = [
         {
             **{key: value for key, value in cell.items() if key not in apart},
             **cell.get("metrics", {}),
+            **{f"{name}_jackknife": values for name, values in cell.get("jackknife", {}).items()},
             **cell.get("latency", {}),
             **_training(cell.get("training", {})),
             **_failures(cell),

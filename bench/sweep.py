@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from bench.executors import choose
 from bench.measure import METRICS
-from bench.plan import REAL, Cell, Setup
+from bench.plan import REAL, TEACHER, Cell, Setup
 from bench.store import FAILED, UNSUPPORTED, Store
 from bench.tasks import Task
 from students.errors import FewstepError
@@ -164,7 +164,7 @@ class _Sweep:
         record, stored = self.store.load(cell.id), self.store.arrays(cell.id)
         if not stored or (self.setup.save_images and cell.student != REAL and not self.store.has_images(cell.id)):
             return False
-        job = self.executor.submit(evaluate.remeasure, self.setup, record, stored)
+        job = self.executor.submit(evaluate.remeasure, self.setup, cell, record, stored)
         yield [job]
         if job.result() is None:
             return False
@@ -193,7 +193,9 @@ class _Sweep:
 
     def _has_teacher(self, cell: Cell) -> bool:
         """Whether it is compared with the teacher's samples; a student with a model of its own has another teacher."""
-        return cell.student != REAL and self.setup.needs("faithfulness") and not parse(cell.student).model
+        if cell.student in (REAL, TEACHER):
+            return cell.student == TEACHER
+        return self.setup.needs("faithfulness") and not parse(cell.student).model
 
     def _teacher(self, cell: Cell, seeds: range) -> Future:
         """The teacher's samples for these seeds, drawn once for all cells and kept in memory.

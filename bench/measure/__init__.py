@@ -20,7 +20,7 @@ class Metric:
     target: "module:function". better: "lower" or "higher", for every column but those in `opposite`.
     needs: representation -> "moments" or "rows". columns: names of the numbers, `{extractor}` where they
     depend on it (see `metric_columns`). kind: of task, "image" or "vector". heldout: whether it looks at the
-    held-out half too.
+    held-out half too. smooth: whether its uncertainty is estimated from the samples of a cell (jackknife.py).
     """
 
     name: str
@@ -32,6 +32,7 @@ class Metric:
     summary: str
     opposite: tuple[str, ...] = ()
     heldout: bool = False
+    smooth: bool = False
 
     def compute(self, generated: dict, reference) -> tuple[float, ...]:
         """The numbers, in the order of `columns`."""
@@ -43,13 +44,19 @@ class Metric:
 
 
 _IMAGE, _VECTOR = "image", "vector"
+TEACHER_SOLVER, TEACHER_STEPS = "heun", 32  # of the teacher's own images, see faithfulness.py
 
 METRICS = {
     metric.name: metric
     for metric in (
         Metric(
             "fd", "bench.measure.frechet:feature_distance", "lower", {"features": "moments"},
-            ("fd_{extractor}",), _IMAGE, "Fréchet distance of features to the training half",
+            ("fd_{extractor}",), _IMAGE, "Fréchet distance of features to the training half", smooth=True,
+        ),
+        Metric(
+            "fd_heldout", "bench.measure.frechet:heldout_distance", "lower", {"features": "moments"},
+            ("fd_{extractor}_heldout",), _IMAGE, "Fréchet distance of features to the held-out half", heldout=True,
+            smooth=True,
         ),
         Metric(
             "kid", "bench.measure.fidelity:kid", "lower", {"features": "rows"},
@@ -83,11 +90,11 @@ METRICS = {
         ),
         Metric(
             "fd_exact", "bench.measure.frechet:exact_distance", "lower", {"samples": "moments"},
-            ("fd_exact",), _VECTOR, "Fréchet distance to the exact moments",
+            ("fd_exact",), _VECTOR, "Fréchet distance to the exact moments", smooth=True,
         ),
         Metric(
             "swd", "bench.measure.vectors:swd", "lower", {"samples": "rows"},
-            ("swd",), _VECTOR, "sliced Wasserstein-2 distance to exact samples",
+            ("swd",), _VECTOR, "sliced Wasserstein-2 distance to exact samples", smooth=True,
         ),
         Metric(
             "modes", "bench.measure.vectors:modes", "higher", {"samples": "rows"},

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from bench.measure.statistics import FeatureStats, Reference
 
-SOLVER, STEPS = "heun", 32
-
 
 def distances(made: Sequence[Tensor], teachers: Sequence[Tensor] | None) -> Tensor:
     """Distances between what a student and the teacher made: (N, 1) of vectors, (N, 2) of images and their features.

@@ -1,5 +1,7 @@
 """The Fréchet distance between two Gaussians, known as FID on Inception features (Heusel et al. 2017 [1706.08500])."""
 
+import math
+
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, eigh, eigvalsh, svdvals
 
@@ -55,6 +57,15 @@ def _distance(a: FeatureStats, b: FeatureStats) -> tuple[float]:
 def feature_distance(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float]:
     """Fréchet distance of features to the training half."""
     return _distance(generated["features"], reference.train["features"])
+
+
+def heldout_distance(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float]:
+    """Fréchet distance of features to the held-out half, which no student and no extractor has seen.
+
+    NaN for that half itself.
+    """
+    ours, theirs = generated["features"], reference.heldout["features"]
+    return (math.nan,) if ours.mean().equal(theirs.mean()) else _distance(ours, theirs)
 
 
 def sample_distance(generated: dict[str, FeatureStats], reference: Reference) -> tuple[float]:

@@ -58,13 +58,13 @@ def training_table(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> 
                 "student": row["student"],
                 "steps": f"{row['steps']}",
                 "NFE": f"{row['nfe']:.4g}",
-                metric: plus_minus(row[metric], row[f"{metric}_std"]),
+                metric: plus_minus(row[metric], row[f"{metric}_se"]),
                 "x teacher": "n/a" if math.isnan(cost) else f"{cost:.3g}",
                 "evaluations": f"{row['training_evaluations']:,.0f}",
                 "seconds": f"{row['training_seconds']:,.0f}",
                 "break-even": paid,
                 "against": against,
-                **{name: plus_minus(row[name], row[f"{name}_std"]) for name in faithful},
+                **{name: plus_minus(row[name], row[f"{name}_se"]) for name in faithful},
                 "straightness": plus_minus(row.get("straightness", math.nan)),
             }
         )

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from bench.report.tables import REAL, aggregate, describe, protocols
+from bench.report.tables import aggregate, describe, protocols, without_references
 
 
 def latency_table(cells: pd.DataFrame) -> pd.DataFrame | None:
@@ -12,7 +12,7 @@ def latency_table(cells: pd.DataFrame) -> pd.DataFrame | None:
 
     Medians over draws, means over seed blocks; None where nothing was timed on one device.
     """
-    table = aggregate(cells[cells["student"] != REAL])
+    table = aggregate(without_references(cells))
     if not {"latency_ms", "throughput_ms"} <= set(table) or table["latency_ms"].isna().all():
         return None
     columns = {}
@@ -29,7 +29,7 @@ def latency_text(cells: pd.DataFrame) -> str:
     """The latency tables of all protocols, ready to print; empty where nothing was timed."""
     blocks = []
     for group in protocols(cells):
-        for device, rows in group[group["student"] != REAL].groupby("device"):
+        for device, rows in without_references(group).groupby("device"):
             if (table := latency_table(rows)) is not None:
                 size = " or ".join(f"{n:.0f}" for n in sorted(rows["throughput_batch"].dropna().unique()))
                 heading = f"{rows['task'].iloc[0]}: milliseconds an image on {device}, alone and in a batch of {size}"

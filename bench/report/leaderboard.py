@@ -9,13 +9,24 @@ import pandas as pd
 from bench.report.costs import RULE as COST_RULE
 from bench.report.costs import training_table
 from bench.report.files import write_atomically
-from bench.report.tables import REAL, aggregate, describe, footnotes, plus_minus, protocols
+from bench.report.tables import (
+    REAL,
+    TEACHER,
+    aggregate,
+    describe,
+    footnotes,
+    plus_minus,
+    protocols,
+    without_references,
+)
+from bench.report.uncertainty import difference
 
 RULE = """\
 Every number here is measured. Within a budget of N network evaluations a student enters with its **largest step count
 whose measured NFE is at most N**, whether or not that is its best score. Rank is by {metric} ({better} is better);
-`≈` joins students whose difference from the first of their rank is below the pooled standard deviation
-sqrt((s1² + s2²) / 2) over seed blocks{single}. NFE is counted, per image; latency is the median for one image.\
+`≈` joins students that cannot be told from the first of their rank: zero lies in the 95 % interval of the paired
+difference, same seeds and classes for both{unknown}. `to the best` is that difference from the first of the table,
+± is one standard error. NFE is counted, per image; latency is the median for one image.\
 """
 
 
@@ -24,15 +35,18 @@ def within_budget(table: pd.DataFrame, budget: float) -> pd.DataFrame:
     return table[table["nfe"] <= budget].sort_values("steps").groupby("student").tail(1)
 
 
-def ranks(means: list[float], stds: list[float]) -> list[int]:
-    """Ranks of means sorted best first; those within the pooled deviation of a rank's first share that rank."""
-    first, result = 0, []
-    for i, (mean, std) in enumerate(zip(means, stds, strict=True)):
-        difference = abs(mean - means[first])
-        if difference > 0 and not difference < math.sqrt((std**2 + stds[first] ** 2) / 2):
+def ranks(entries: pd.DataFrame, cells: pd.DataFrame, metric: str) -> list[int]:
+    """Ranks of rows sorted best first; those that cannot be told from the first of a rank (`difference`) share it."""
+    rows, first, result = entries[["student", "steps"]].to_dict("records"), 0, []
+    for i, row in enumerate(rows):
+        if i and not difference(cells, _key(row), _key(rows[first]), metric).is_zero:
             first = i
         result.append(first + 1)
     return result
+
+
+def _key(row) -> tuple[str, int]:
+    return row["student"], row["steps"]
 
 
 Part = tuple[pd.DataFrame, str, dict[str, str], dict[str, str]]
@@ -60,15 +74,19 @@ def write_leaderboard(parts: list[Part], out_dir: Path) -> Path:
 
 def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: dict[str, str]) -> list[str]:
     table = aggregate(group)
-    floor = table[table["student"] == REAL]
-    table = table[(table["student"] != REAL) & table[metric].notna()]
-    single = "" if (table["blocks"] > 1).all() else "; one seed block gives no deviation, hence no ties but exact ones"
+    references = table[table["student"].isin([REAL, TEACHER])]
+    table = without_references(table)[lambda rows: rows[metric].notna()]
+    unknown = "" if table[f"{metric}_se"].notna().all() else "; a single block without kept features tells no ties"
     about = about | {"device": ", ".join(sorted(set(table["device"])))}
     lines = [f"## {describe(group)}", "", *(f"- {name}: {text}" for name, text in about.items()), ""]
-    lines += [RULE.format(metric=f"`{metric}`", better=better[metric], single=single), ""]
-    if len(floor):
-        values = (f"{name} {plus_minus(floor[name].iloc[0])}" for name in _columns(floor, metric, better))
-        lines += [f"Real against real, the floor ({floor['samples'].iloc[0]} samples): {', '.join(values)}.", ""]
+    lines += [RULE.format(metric=f"`{metric}`", better=better[metric], unknown=unknown), ""]
+    for row in references.to_dict("records"):
+        title = (
+            "Real against real, the floor" if row["student"] == REAL else f"The teacher in {row['nfe']:g} evaluations"
+        )
+        columns = _columns(references[references["student"] == row["student"]], metric, better)
+        values = (f"{name} {plus_minus(row[name], row[f'{name}_se'])}" for name in columns)
+        lines += [f"{title} ({row['samples']} samples): {', '.join(values)}.", ""]
     previous = None
     for budget in _budgets(table["nfe"].max()):
         entries = within_budget(table, budget)
@@ -76,12 +94,12 @@ def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: di
             continue
         previous = list(entries.index)
         if len(entries):
-            lines += [f"### At most {budget} NFE", "", *_ranking(entries, metric, better), ""]
+            lines += [f"### At most {budget} NFE", "", *_ranking(entries, group, metric, better), ""]
     if (costs := training_table(group, metric, better)) is not None:
         lines += ["### What training cost", "", COST_RULE.format(metric=f"`{metric}`"), ""]
         lines += [*_markdown(list(costs), costs.to_numpy().tolist()), ""]
-    notes = footnotes(group)
-    return [*lines, "### Without a number", "", *(f"- {note}" for note in notes), ""] if notes else lines
+    notes = footnotes(group, metric, better)
+    return [*lines, "### Notes", "", *(f"- {note}" for note in notes), ""] if notes else lines
 
 
 def _budgets(largest: float) -> list[int]:
@@ -93,19 +111,19 @@ def _columns(table: pd.DataFrame, metric: str, better: dict[str, str]) -> list[s
     return [metric, *(name for name in better if name != metric and name in table and table[name].notna().any())]
 
 
-def _ranking(entries: pd.DataFrame, metric: str, better: dict[str, str]) -> list[str]:
+def _ranking(entries: pd.DataFrame, cells: pd.DataFrame, metric: str, better: dict[str, str]) -> list[str]:
     entries = entries.sort_values([metric, "student"], ascending=[better[metric] == "lower", True])
     columns = _columns(entries, metric, better)
-    places = ranks(list(entries[metric]), list(entries[f"{metric}_std"]))
-    header = ["rank", "student", "steps", "NFE", *columns, "blocks", "samples", "latency (ms)"]
+    places, first = ranks(entries, cells, metric), _key(entries.iloc[0])
+    header = ["rank", "student", "steps", "NFE", metric, "to the best", *columns[1:], "blocks", "latency (ms)"]
     rows = []
     for place, (_, row) in zip(places, entries.iterrows(), strict=True):
-        numbers = [plus_minus(row[name], row[f"{name}_std"]) for name in columns]
+        numbers = [plus_minus(row[name], row[f"{name}_se"]) for name in columns]
+        gap = difference(cells, _key(row), first, metric)
+        numbers.insert(1, "" if _key(row) == first else plus_minus(gap.value, gap.error))
         rank = f"{place} ≈" if places.count(place) > 1 else f"{place}"
         spent = [row["student"], row["steps"], f"{row['nfe']:.4g}"]
-        rows.append(
-            [rank, *spent, *numbers, row["blocks"], row["samples"], plus_minus(row.get("latency_ms", math.nan))]
-        )
+        rows.append([rank, *spent, *numbers, row["blocks"], plus_minus(row.get("latency_ms", math.nan))])
     return _markdown(header, rows)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from bench.report.files import png
-from bench.report.tables import REAL, aggregate, describe
+from bench.report.tables import REAL, TEACHER, aggregate, describe, references, without_references
 
 COSTS = {
     "nfe": "network evaluations per image (NFE)",
@@ -27,6 +27,10 @@ COLOURS = ("#1a1a1a", "#0060a8", "#b8400a", "#007a56", "#8a3a86", "#6b5200")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 LABEL_SIZE, LABEL_PITCH = 8, 11  # points
+LINES = {
+    REAL: ((0, (7, 4)), "real against real: {:.3g}"),
+    TEACHER: ((0, (2, 2)), "the teacher's own images: {:.3g}"),
+}
 NAMED = 24  # students at most that a plot names
 LONGEST_LABEL = 33
 
@@ -66,14 +70,14 @@ def _styles(students: list[str], leading: list[str]) -> dict[str, _Style]:
 def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, str], title: str) -> Figure:
     """The metric of one protocol's cells against a cost: "nfe", "latency_ms" or "throughput_ms".
 
-    Points are means over seed blocks, bars their standard deviations. The stepped band is the Pareto front of the
+    Points are means over seed blocks, bars their standard errors. The stepped band is the Pareto front of the
     means, filled markers its points; its colour does not hang on noise: losses equal to four digits and times equal
     to two count as equal. At most six students that hold the front, those with most of it, are drawn dark. Of more
     students than NAMED, those that come nearest to the front (whose best point the fewest dominate) have names.
     """
     table = aggregate(cells)
-    floor = table.loc[table["student"] == REAL, metric].dropna()
-    points = table[table["student"] != REAL].dropna(subset=[metric, x]).sort_values("steps")
+    lines = references(table, metric)
+    points = without_references(table).dropna(subset=[metric, x]).sort_values("steps")
     sign = 1 if better[metric] == "lower" else -1
     points["loss"] = sign * points[metric].map(lambda value: float(f"{value:.4g}"))
     points["cost"] = points[x] if x == "nfe" else points[x].map(lambda value: float(f"{value:.2g}"))
@@ -85,12 +89,12 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
     styles |= dict.fromkeys(unnamed, _Style(LEADER, "o", "-", 0.5, 2, LEADER, 2))
 
     figure, axes = _canvas(len(named) + (1 if unnamed else 0))
-    _frame(axes, points, floor, metric, x)
+    _frame(axes, points, lines, metric, x)
     _draw_front(axes, points[points["front"]], metric, x, better[metric] == "lower")
     for name, rows in points.groupby("student"):
         style = styles[name]
         axes.errorbar(
-            rows[x], rows[metric], rows[f"{metric}_std"].fillna(0), color=style.colour, elinewidth=style.width * 0.7,
+            rows[x], rows[metric], rows[f"{metric}_se"].fillna(0), color=style.colour, elinewidth=style.width * 0.7,
             capsize=style.size * 0.4, capthick=style.width * 0.7, linewidth=style.width, linestyle=style.dashes,
             marker=style.marker, markersize=style.size, markerfacecolor="white", markeredgewidth=style.width * 0.7,
             zorder=style.layer,
@@ -100,10 +104,10 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
         axes.plot(
             rows[x], rows[metric], style.marker, color=style.colour, markersize=style.size, zorder=style.layer + 1
         )
-    if len(floor):
-        axes.axhline(floor.iloc[0], color=INK, linewidth=1, linestyle=(0, (7, 4)), zorder=2)
+    for name, value in lines.items():
+        axes.axhline(value, color=INK, linewidth=1, linestyle=LINES[name][0], zorder=2)
         axes.annotate(
-            f"real against real: {floor.iloc[0]:.3g}", (0, floor.iloc[0]), xycoords=("axes fraction", "data"),
+            LINES[name][1].format(value), (0, value), xycoords=("axes fraction", "data"),
             xytext=(5, -4), textcoords="offset points", va="top", fontsize=LABEL_SIZE, color=INK,
         )  # fmt: skip
     _label_ends(axes, points[points["student"].isin(named)].groupby("student").tail(1), metric, x, styles)
@@ -115,7 +119,7 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
     axes.set_xlabel(COSTS[x].format(batch=f"{points['throughput_batch'].max():g}" if x == "throughput_ms" else ""))
     axes.set_ylabel(f"{metric} ({better[metric]} is better)")
     protocol = [describe(cells)] if x == "nfe" else [describe(cells), *sorted(set(points["device"]))]
-    bars = "; bars: ± 1 standard deviation over seed blocks" if points[f"{metric}_std"].notna().any() else ""
+    bars = "; bars: ± 1 standard error" if points[f"{metric}_se"].notna().any() else ""
     _head(axes, title, ", ".join(protocol) + bars)
     return figure
 
@@ -179,7 +183,7 @@ def _leading(front: pd.DataFrame) -> list[str]:
     return [name for name in holders.unique() if name in most]
 
 
-def _frame(axes, points: pd.DataFrame, floor: pd.Series, metric: str, x: str) -> None:
+def _frame(axes, points: pd.DataFrame, lines: dict[str, float], metric: str, x: str) -> None:
     """Scales, limits and ticks."""
     if (points[x] > 0).all():
         axes.set_xscale("log")
@@ -187,7 +191,7 @@ def _frame(axes, points: pd.DataFrame, floor: pd.Series, metric: str, x: str) ->
         axes.xaxis.set_major_locator(FixedLocator(_nfe_ticks(points)) if x == "nfe" else LogLocator(10, (1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _scale_up(axes, pd.concat([points[metric], floor]))
+    _scale_up(axes, pd.concat([points[metric], pd.Series(lines, dtype=float)]))
 
 
 def _scale_up(axes, values: pd.Series) -> None:

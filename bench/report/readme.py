@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from bench.report.files import write_atomically
-from bench.report.tables import REAL, aggregate, describe, protocols, quality_table
+from bench.report.tables import REAL, TEACHER, aggregate, describe, protocols, quality_table, without_references
+from bench.report.uncertainty import difference
 from students.errors import FewstepError
 
 MARKED = re.compile(
@@ -55,7 +56,7 @@ def update(path: Path, cells: pd.DataFrame, task: str, metric: str, better: dict
 def _quality(cells: pd.DataFrame, metric: str, better: dict[str, str], names: list[str]) -> str:
     main = protocols(cells)[0]
     if names:
-        main = main[main["student"].isin([*names, REAL])]
+        main = main[main["student"].isin([*names, REAL, TEACHER])]
     heading = f"{main['task'].iloc[0]}: {metric} ({better[metric]} is better)"
     return "\n".join(["```", heading, describe(main), "", quality_table(main, metric, better).to_string(), "```"])
 
@@ -64,7 +65,7 @@ def _against_solvers(cells: pd.DataFrame, metric: str, better: dict[str, str], n
     """Markdown: for each NFE the best solver, and the distilled students that are better, level and worse than it."""
     main = protocols(cells)[0]
     table = aggregate(main)
-    table = table[(table["student"] != REAL) & table[metric].notna()]
+    table = without_references(table)[lambda rows: rows[metric].notna()]
     sign = 1 if better[metric] == "lower" else -1
     lines = ["| evaluations | best solver | better | level | worse |", "|---|---|---|---|---|"]
     for nfe in sorted(table.loc[table["family"] != "solver", "nfe"].unique()):
@@ -83,14 +84,8 @@ def _against_solvers(cells: pd.DataFrame, metric: str, better: dict[str, str], n
 
 
 def _verdict(cells: pd.DataFrame, ours: dict, best: pd.Series, metric: str, sign: int) -> str:
-    """By the difference in each seed block, which all students share: its mean against its standard deviation."""
-
-    def blocks(row) -> pd.Series:
-        chosen = cells[(cells["student"] == row["student"]) & (cells["steps"] == row["steps"])]
-        return chosen.set_index("seed_block")[metric]
-
-    difference = sign * (blocks(ours) - blocks(best)).dropna()
-    spread = difference.std() if len(difference) > 1 else 0.0
-    if difference.mean() < -spread:
-        return "better"
-    return "worse" if difference.mean() > spread else "level"
+    """By the 95 % interval of the difference, which is paired: all students share seeds and classes."""
+    gap = difference(cells, (ours["student"], ours["steps"]), (best["student"], best["steps"]), metric)
+    if gap.is_zero:
+        return "level"
+    return "better" if sign * gap.value < 0 else "worse"

@@ -8,9 +8,19 @@ import pandas as pd
 
 from bench.identity import code_hash, digest
 from bench.report.costs import training_text
+from bench.report.differences import differences_text
 from bench.report.files import is_current, png, safe_name, write_atomically
 from bench.report.latencies import latency_text
-from bench.report.tables import PROTOCOL, REAL, TIMED, aggregate, protocols, to_text, write_results
+from bench.report.tables import (
+    PROTOCOL,
+    REAL,
+    TIMED,
+    aggregate,
+    protocols,
+    to_text,
+    without_references,
+    write_results,
+)
 
 TITLES = {"nfe": "network evaluations", "latency_ms": "latency"}
 
@@ -26,7 +36,7 @@ def write_report(cells: pd.DataFrame, name: str, metric: str, better: dict[str, 
     folder = Path(out_dir) / "reports" / name
     times = folder / "latency"
     task_name = cells["task"].iloc[0]
-    texts = [to_text(cells, metric, better), training_text(cells, metric, better)]
+    texts = [make(cells, metric, better) for make in (to_text, differences_text, training_text)]
     paths = [
         write_results(cells.drop(columns=TIMED, errors="ignore"), folder / "results.csv"),
         _write_text(folder / "table.md", name, texts),
@@ -71,9 +81,9 @@ def _write_plot(
     cells: pd.DataFrame, metric: str, x: str, better: dict[str, str], path: Path, task_name: str
 ) -> list[Path]:
     """The PNG and the SVG of one plot; none if no cell has both numbers."""
-    if x not in cells or aggregate(cells[cells["student"] != REAL]).dropna(subset=[metric, x]).empty:
+    if x not in cells or aggregate(without_references(cells)).dropna(subset=[metric, x]).empty:
         return []
-    drawn = aggregate(cells)[["student", "steps", "blocks", "status", metric, f"{metric}_std", x, "device"]]
+    drawn = aggregate(cells)[["student", "steps", "blocks", "status", metric, f"{metric}_se", x, "device"]]
     inputs = digest({"code": code_hash("bench.report.plots"), "rows": drawn.to_csv(), "metric": metric, "x": x})
 
     def draw():

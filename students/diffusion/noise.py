@@ -53,6 +53,11 @@ def normals(seeds: Tensor, draws: Tensor, n: int) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)[:, :n]
 
 
+def class_uniforms(seeds: Tensor) -> Tensor:
+    """(len(seeds),) float64 numbers in (0, 1), independent of the noise, by which classes are drawn."""
+    return uniforms(seeds, torch.zeros_like(seeds), 1, LABEL)[:, 0]
+
+
 class SeedNoise:
     """The noise of a batch of seeds, one draw after another.
 
@@ -76,7 +81,7 @@ class SeedNoise:
 
         prior: (count,) probabilities, up to a factor; None for equal ones.
         """
-        u = uniforms(self.seeds, torch.zeros_like(self.seeds), 1, LABEL)
+        u = class_uniforms(self.seeds)
         prior = torch.ones(count) if prior is None else torch.as_tensor(prior)
         edges = prior.to(u).cumsum(0) / prior.sum().to(u)
-        return torch.searchsorted(edges, u[:, 0]).clamp(max=count - 1)
+        return torch.searchsorted(edges, u).clamp(max=count - 1)

@@ -1,7 +1,7 @@
 """DSNO (Zheng et al. 2022 [2211.13449]): one call maps noise to the states of its trajectory, the last the image."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from students.diffusion.denoiser import Denoiser
 from students.diffusion.preconditioning import EDM, edm_scalings
@@ -49,3 +49,7 @@ class TrajectoryStudent(LevelsStudent):
 
     def __init__(self, model: Operator, prior: Tensor | None = None):
         super().__init__(model, {1: [model.schedule.t_max, model.schedule.t_min]}, prior=prior)
+
+    def networks(self) -> list[nn.Module]:
+        """The network inside: a call of the operator runs it on M rows for each image."""
+        return [self.denoiser.network]
