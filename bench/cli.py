@@ -116,6 +116,8 @@ def _run(arguments) -> int:
         from bench.budgets import runs_for_budgets
 
         runs = runs_for_budgets(task, names, arguments.nfe, scales, arguments.device, arguments.dtype)
+        if not runs:
+            raise FewstepError("no student can do with so few evaluations: give --nfe more")
     else:
         runs = [(name, n, w) for name in names for w in scales for n in arguments.steps or task.steps]
     cells = plan(task, runs, arguments.dtype, arguments.first_block)

@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from students.errors import FewstepError
+from students.errors import FewstepError, one_line
 
 NEUTRAL = {"students.errors", "students.provenance", "students.spec"}  # cannot change a number
 
@@ -37,7 +37,7 @@ def code_hash(module: str, only: str | None = None) -> str:
     """
     seen: dict[str, str] = {}
     if only:
-        tree = _without_docstrings(ast.parse(_source(module).read_text()))  # type: ignore[union-attr]
+        tree = _parsed(_source(module))  # type: ignore[arg-type]
         seen[only] = "\n".join(ast.unparse(node) for node in tree.body if getattr(node, "name", None) == only)
     else:
         _collect(module, seen)
@@ -48,7 +48,7 @@ def _collect(module: str, seen: dict[str, str]) -> None:
     path = _source(module)
     if path is None or module in seen or module in NEUTRAL:
         return
-    tree = _without_docstrings(ast.parse(path.read_text()))
+    tree = _parsed(path)
     seen[module] = ast.unparse(tree)
     if "site-packages" in path.parts:
         seen[module] += _version(module)
@@ -93,7 +93,12 @@ def _source(module: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+def _parsed(path: Path) -> ast.Module:
+    """The code of a file without docstrings; raises FewstepError where Python cannot read it."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise FewstepError(f"{path} is no Python: {one_line(error)}") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]

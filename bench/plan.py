@@ -21,6 +21,7 @@ from students.spec import parse
 # Pseudo-students: held-out data, which are the floor, and the teacher's own images, in many steps
 REAL, TEACHER = "real", "teacher"
 SHARD = 5000  # samples
+SEEDS = 2**40  # of a task; data of mixtures are drawn from those above
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def resolve_extractor(task: Task, asked: str | None = None) -> Task:
 
     The second choice is said on standard error, and shows in the names of the columns.
     """
-    if asked and task.kind == "vector":
+    if asked is not None and task.kind == "vector":
         raise FewstepError(f"task {task.name!r} compares vectors as they are: leave --extractor out")
-    if asked:
+    if asked is not None:
         return replace(task, extractor=asked)
     if task.extractor_otherwise and (problem := extractor_problem(task.extractor)):  # type: ignore[arg-type]
         print(f"note: measuring with {task.extractor_otherwise}, because {problem}", file=sys.stderr)
@@ -123,6 +124,10 @@ def plan(
     be wrong before any work: unknown students, steps that are not positive, guidance on an unconditional task, missing
     or altered weights.
     """
+    if task.samples * task.seed_blocks > SEEDS:
+        raise FewstepError(
+            f"{task.samples} samples in {task.seed_blocks} seed blocks pass the last seed, 2^40: take fewer"
+        )
     common = {
         "task": task.name,
         "version": task.version,
@@ -130,7 +135,7 @@ def plan(
         "rounding": task.rounding,
         "shape": list(task.shape),
         "reference": {"data": task.data, "code": data_code(task.data)},
-        "extractor": task.extractor and extractor_identity(task.extractor),
+        "extractor": None if task.extractor is None else extractor_identity(task.extractor),
     }
     cells = [Cell(REAL, 0, 1.0, 0, common | {"student": REAL})]
     common |= {} if task.classes is None else {"conditions": "stratified"}

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from bench.measure import METRICS, metric_columns
 from students.errors import FewstepError
-from students.files import write_atomically, write_folder
+from students.files import make_folder, write_atomically, write_folder
 
 OK, UNSUPPORTED, FAILED = "ok", "unsupported", "failed"
 SCHEMA = 3  # of cell.json; 2 has no `jackknife`; 1, which does not say so, no failures apart from `reason`
@@ -33,7 +33,7 @@ class Store:
     def open(self) -> None:
         """Make the folder ready for writing, without what killed runs left; raises FewstepError if it cannot be."""
         try:
-            self._locks.mkdir(parents=True, exist_ok=True)
+            make_folder(self._locks)
             probe = self._locks / f"probe-{os.getpid()}"
             probe.touch()
             probe.unlink()

@@ -1,6 +1,7 @@
 """What may be anybody's: students, teachers, extractors and data by `module:attribute`, loaded and identified."""
 
 import functools
+import json
 import sys
 import uuid
 
@@ -45,7 +46,14 @@ def data_hash(name: str) -> str:
 def identify(spec: str, task: Task) -> dict:
     """What a third party's student depends on beside its code: its `options`, and the hash of all that it holds."""
     student = load_student(spec, task, task.teacher)
-    return {"own_options": getattr(student, "options", {}), "content": _hash(spec, student)}
+    options = getattr(student, "options", {})
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FewstepError(
+            f"{spec!r}: its options must be finite numbers, text, lists or mappings, got {options!r:.80}"
+        ) from error
+    return {"own_options": options, "content": _hash(spec, student)}
 
 
 def _hash(name: str, thing) -> str:

@@ -79,12 +79,14 @@ def npz(path: Path) -> Dataset:
     Images are uint8 or floats in [-1, 1], channels first or last; vectors are (N, D) floats. Classes are 0 to the
     largest label of the training half.
     """
+    if not path.is_file():
+        raise FewstepError(f"npz:{path}: there is no such file")
+    if not zipfile.is_zipfile(path):
+        raise FewstepError(f"npz:{path} is no archive of numpy, or is cut short: write it by numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
-    except FileNotFoundError as error:
-        raise FewstepError(f"npz:{path}: there is no such file") from error
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FewstepError(f"npz:{path} is no archive of numbers, or is damaged ({one_line(error)})") from error
     found = [name for name in HELDOUT if name in arrays]
     if "train" not in arrays or not found:

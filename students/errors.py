@@ -51,6 +51,7 @@ def reading(path, kind: str) -> Iterator[None]:
 def unknown(kind: str, name: str, known: Iterable[str]) -> FewstepError:
     """`unknown task 'digit': did you mean 'digits'? (digits, gaussians)`"""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else "known:"
+    lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[close[0]]!r}?" if close else "known:"
     return FewstepError(f"unknown {kind} {name!r}: {hint} ({', '.join(known)})")

@@ -6,11 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those it lies in; raises OSError, which names a file that is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        raise NotADirectoryError(error.errno, f"{there} is no folder") from error
+
+
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write a file, in a folder that is made if it is missing; raises OSError, and leaves what was there then."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     try:
         write_flushed(part, content)
         part.replace(path)

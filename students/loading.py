@@ -1,6 +1,7 @@
 """`students.load`: from a spec to a student that samples."""
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 
@@ -36,6 +37,8 @@ def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "flo
         return _trained(parsed, task, device, dtype, options)
     found = import_object(parsed.target)
     if not callable(found):
+        if options:
+            raise FewstepError(f"{spec!r} is a student already, which takes no options: leave {min(options)!r} out")
         return _checked(found, spec)
     if parsed.model:
         teacher, grid = load_model(parsed.model, device, DTYPES[dtype]), None
@@ -70,7 +73,11 @@ def is_solver(found) -> bool:
 def _solver_student(solver, parsed: Spec, teacher: Teacher, grid, device, options: dict) -> SolverStudent:
     takes = describe(solver, (*SOLVER_ARGUMENTS, "noise", "callback"))
     known = takes | {"grid": Option("grid", object)} | GRID_OPTIONS
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(solver).parameters.values()):
+    parameters = inspect.signature(solver).parameters.values()
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if "noise" not in inspect.signature(solver).parameters and not anything:
+        raise FewstepError(f"{parsed.name!r} takes no noise: a solver is a function (denoise, x, times, *, noise=None)")
+    if anything:
         known |= {name: Option(name, object) for name in options if name not in known}
     options = check(repr(parsed.name), options, known)
     if teacher.levels and not options.keys() & {"grid", *GRID_OPTIONS}:
@@ -85,7 +92,9 @@ def _solver_student(solver, parsed: Spec, teacher: Teacher, grid, device, option
     }
     if "tolerance" in takes:
         return BudgetStudent(teacher, solver, **arguments, **options)
-    steps = range(parsed.entry.min_steps if parsed.entry else 1, MAX_STEPS + 1)
+    fewest = parsed.entry.min_steps if parsed.entry else 1
+    given = arguments["grid"]
+    steps = (len(given) - 1,) if isinstance(given, list | tuple) else range(fewest, MAX_STEPS + 1)
     return SolverStudent(teacher, solver, supported_steps=steps, **arguments, **options)
 
 
@@ -93,4 +102,8 @@ def _checked(student, spec: str):
     missing = [name for name in ("sample", "shape") if not hasattr(student, name)]
     if missing:
         raise FewstepError(f"{spec!r} is no student: it has no {missing[0]!r}; see students/student.py for what one is")
+    if not isinstance(student.shape, Sequence):
+        raise FewstepError(
+            f"the shape of {spec!r} must be (C, H, W) of images or (D,) of vectors, got {student.shape!r}"
+        )
     return student

@@ -12,6 +12,7 @@ description. Importing this module imports no torch.
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import types
 import typing
@@ -149,6 +150,10 @@ def parse_assignments(parts: Iterable[str], where: str, texts: Iterable[str] = (
         if key in options:
             raise FewstepError(f"option {key} is given twice in {where}: leave one out")
         options[key] = text if key in set(texts) else parse_value(text, where)
+        try:
+            json.dumps(options[key], allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise FewstepError(f"{key} in {where} must be finite numbers, text or lists, got {text}") from error
     return options
 
 
@@ -159,7 +164,7 @@ def parse_value(text: str, where: str):
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise FewstepError(f"cannot read the value {text!r} in {where}") from error
+        raise FewstepError(f"cannot read the value {text!r} in {where}: write a number, a name or [1, 2]") from error
     if isinstance(value, str):
         try:
             return float(value)  # YAML wants a dot in 1e-3

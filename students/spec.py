@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from students.errors import FewstepError, unknown
+from students.errors import FewstepError, one_line, unknown
 from students.options import parse_assignments
 
 ENTRY_POINTS = "fewstep.students"
@@ -153,6 +153,9 @@ def parse(text: str) -> Spec:
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == head and not argument:
             return Spec(text, OBJECT, head, point.value, options)
+    if head.endswith(".py") or ("/" in head and Path(f"{head}.py").is_file()):
+        module = Path(head).name.removesuffix(".py")
+        raise FewstepError(f"{text!r} names a file: write {module}:{argument or 'NAME'} in the folder of {module}.py")
     if "/" in head or Path(head).suffix in CHECKPOINT_SUFFIXES:
         own = f"{FILE}:{text}" if argument else f"{FILE}:{text}:heun"
         raise FewstepError(f"{text!r} is a path, not a student: for a checkpoint of one's own write {own}")
@@ -183,12 +186,14 @@ def _parse_model(text: str, family: str, name: str, *rest: str) -> Spec:
     """Read `family:name[:solver][:options]`."""
     from students.models.cards import FILE, load_card
 
+    if family == FILE and not name:
+        raise FewstepError(f"{text!r} names no checkpoint: write {FILE}:PATH:heun")
     model = f"{family}:{name}"
     card = None if family == FILE else load_card(model)
     own = None if card is None else card.solver or CONSISTENCY
     solver, options = (rest[0], rest[1:]) if rest and "=" not in rest[0] else (own, rest)
     if solver is None:
-        missing = "" if not name or Path(name).expanduser().exists() else f"there is no {name!r}, and "
+        missing = "" if Path(name).expanduser().exists() else f"there is no {name!r}, and "
         raise FewstepError(f"{missing}{text!r} names no solver: write {model}:heun, or {model}:{CONSISTENCY}")
     if card and card.levels and (solver != own or (options and card.kind == "generator")):
         raise FewstepError(f"{model} is a {card.kind}, which samples by itself: write {model}, without a solver")
@@ -214,9 +219,12 @@ def _options(parts: Iterable[str], text: str) -> dict:
 def import_object(target: str):
     """The object named by `package.module:attribute`. The current folder is searched too.
 
-    Raises FewstepError if the module or the attribute is not there.
+    Raises FewstepError if the module or the attribute is not there, or importing the module fails.
     """
     module_name, _, attribute = target.partition(":")
+    if "/" in module_name or module_name.startswith(".") or module_name.endswith(".py"):
+        name = Path(module_name).name.removesuffix(".py")
+        raise FewstepError(f"{target!r} names no module: write {name}:{attribute} in the folder of {name}.py")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
@@ -225,13 +233,15 @@ def import_object(target: str):
         if error.name and module_name.startswith(error.name):
             from students.models.cards import families
 
-            close = difflib.get_close_matches(module_name, [*STUDENTS, *METHODS, *families()], n=1)
+            close = difflib.get_close_matches(module_name, {*STUDENTS, *METHODS, *families()} - {module_name}, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise FewstepError(
                 f"cannot import {module_name!r} of {target!r}: no module {error.name!r} in the current folder "
                 f"or among the installed packages{hint}"
             ) from error
-        raise
+        raise FewstepError(f"cannot import {module_name!r} of {target!r}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever its code raises
+        raise FewstepError(f"cannot import {module_name!r} of {target!r}: {one_line(error)}") from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:

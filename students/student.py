@@ -145,8 +145,11 @@ class SolverStudent(Student):
         self.supported_steps = supported_steps
         self.solver_options = options
         self.options = {"grid": self.grid, **self.grid_options, **options}
-        if isinstance(self.grid, str):  # raises for a name or option that is wrong
-            make_grid(self.grid, teacher.schedule, 1, **self.grid_options)
+        steps = len(self.grid) - 1 if isinstance(self.grid, list | tuple) else 1
+        try:
+            make_grid(self.grid, teacher.schedule, steps, **self.grid_options)
+        except FewstepError as error:
+            raise FewstepError(f"{self.name}: {error}") from error
 
     def times(self, n_steps: int) -> Tensor:
         return make_grid(self.grid, self.denoiser.schedule, n_steps, **self.grid_options)

@@ -122,7 +122,7 @@ class FeatureStats:
 
     def _need(self, rows: int) -> None:
         if self.count < rows:
-            raise FewstepError(f"needs statistics of at least {rows} rows, got {self.count}")
+            raise FewstepError(f"needs at least {rows} samples, got {self.count}")
 
     def tensors(self) -> dict[str, Tensor]:
         """All there is to know, as `from_tensors` takes it."""

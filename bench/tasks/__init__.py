@@ -79,11 +79,17 @@ def load_task(name: str) -> Task:
             raise unknown("task", name, task_names())
         raise FewstepError(f"no task file {name}: give the path of a YAML file, or one of {', '.join(task_names())}")
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except OSError as error:
+        raise FewstepError(f"cannot read the task file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FewstepError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise FewstepError(f"{path} must be a YAML mapping of task keys to values")
+    keys = [key.value for key, _ in tree.value]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise FewstepError(f"{path}: key {twice[0]!r} is given twice: leave one out")
     return _checked(content, path)
 
 
@@ -111,7 +117,11 @@ def _checked(content: dict, path: Path) -> Task:
             raise FewstepError(f"{path}: key {key!r} must be at least 1, got {value}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", task.name):
         raise FewstepError(f"{path}: key 'name' names folders: letters, digits, '_', '.' and '-', got {task.name!r}")
-    for key in ("students", "steps", "metrics", "guidance"):
+    if len(task.shape) not in (1, 3) or min(task.shape) < 1:
+        raise FewstepError(f"{path}: key 'shape' must be [C, H, W] of images or [D] of vectors, got {[*task.shape]}")
+    if task.classes is not None and task.classes < 1:
+        raise FewstepError(f"{path}: key 'classes' must be at least 1, or null for none, got {task.classes}")
+    for key in ("students", "steps", "metrics", "guidance", "grid"):
         if not getattr(task, key):
             raise FewstepError(f"{path}: key {key!r} must not be empty")
     if task.primary not in task.metrics:

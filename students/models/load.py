@@ -12,7 +12,7 @@ from torch import nn
 from students.data import load_data
 from students.diffusion.denoiser import Denoiser, unconditional
 from students.diffusion.schedules import make_schedule
-from students.errors import FewstepError, unknown
+from students.errors import FewstepError, one_line, unknown
 from students.models.acceleration import accelerate
 from students.models.cards import FILE, families
 from students.models.public import load_model
@@ -58,13 +58,23 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
 
 
 def _load_own(name: str, device) -> Teacher:
+    if name.partition(":")[0] in (FILE, *families()):
+        raise FewstepError(f"{name!r} is a checkpoint, no teacher of a task: name a student of it, {name}:heun")
     found = import_object(name)
-    denoiser = found() if callable(found) else None
+    try:
+        denoiser = found() if callable(found) else None
+    except FewstepError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise FewstepError(f"cannot load teacher {name!r}: {one_line(error)}") from error
     if isinstance(denoiser, Teacher):
         denoiser.denoiser.to(device)
         return denoiser
     if not (callable(denoiser) and hasattr(denoiser, "schedule") and hasattr(denoiser, "shape")):
-        raise FewstepError(f"{name!r} must be a function that returns a denoiser: a callable with .schedule, .shape")
+        got = f"it returns a {type(denoiser).__name__}" if callable(found) else f"it is a {type(found).__name__}"
+        raise FewstepError(
+            f"{name!r} must be a function that returns a denoiser, a callable with .schedule and .shape: {got}"
+        )
     return as_teacher(denoiser.to(device) if isinstance(denoiser, nn.Module) else denoiser)
 
 
@@ -76,6 +86,8 @@ def load_start(task: str, teacher: str | None = None, device="cpu", dtype=torch.
     """
     if task not in TEACHERS:
         raise unknown("task", task, TEACHERS)
+    if teacher == f"{FILE}:":
+        raise FewstepError(f"teacher {teacher!r} names no checkpoint: write {FILE}:PATH")
     if teacher is None:
         found = load_teacher(task, device=device, dtype=dtype)
     elif teacher.partition(":")[0] in (FILE, *families()):

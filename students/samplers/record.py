@@ -29,14 +29,16 @@ def weights_files(folder, method: str, task: str) -> dict[str, Path]:
 
     folder: None for the weights that ship.
     """
-    folder = Path(str(folder)).expanduser() if folder else weights_folder(task)
+    own = folder is not None
+    folder = Path(str(folder)).expanduser() if own else weights_folder(task)
     single = stage_file(folder, method, "")
     if single.is_file():
         return {"": single}
     found = {path.stem.removeprefix(f"{method}-"): path for path in folder.glob(f"{method}-*.safetensors")}
     if not found:
+        out = f" --out {folder}" if own else ""
         raise WeightsError(
-            f"no weights of {method} in {folder}: train it (python -m students train {method} --task {task}), "
+            f"no weights of {method} in {folder}: train it (python -m students train {method} --task {task}{out}), "
             f"or say where they are ({method}:weights=FOLDER)"
         )
     if stray := [stage for stage in found if not re.fullmatch("[1-9][0-9]*", stage)]:

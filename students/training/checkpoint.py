@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from students.errors import FewstepError, WeightsError
-from students.files import write_flushed
+from students.files import make_folder, write_flushed
 
 PART_BYTES = 15 * 2**20 - 2**16  # with room for the header of a file of at most 15 MiB
 MANIFEST = "checkpoint.json"
@@ -58,14 +58,14 @@ def save_checkpoint(state: Path, config: dict | None, tensors: dict[str, Tensor]
         shutil.rmtree(older, ignore_errors=True)
 
 
-def check_folder(state: Path) -> None:
-    """Make the folder if it is missing; raises FewstepError if nothing can be written in it."""
+def check_folder(folder: Path, option: str) -> None:
+    """Make the folder that an option names if it is missing; raises FewstepError if nothing can be written in it."""
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=state):
+        make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise FewstepError(f"cannot write checkpoints in {state} ({error.strerror}): give another folder") from error
+        raise FewstepError(f"cannot write in {folder} ({error.strerror}): give another {option}") from error
 
 
 def hold(state: Path) -> None:

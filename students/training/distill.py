@@ -80,7 +80,9 @@ def train_method(
     options = asdict(kind.Options(**check(name, dict(options or {}), describe(kind.Options))))
     folder = Path(out or weights_folder(task))
     state = Path(state or Path("run", "train", f"{name}-{task}"))
-    check_folder(folder)
+    check_folder(folder, "--out folder")
+    if pairs is not None and kind.pairs is None:
+        raise FewstepError(f"{name} learns from no noise-image pairs: leave --pairs out")
     source, start = load_start(task, teacher, device)
     settings = merged_settings(kind, settings or {}, vectors=len(source.shape) == 1)
     previous, before = None, {"evaluations": 0, "seconds": 0.0}
@@ -100,7 +102,7 @@ def train_method(
     plan = {"count": settings.pop("pairs"), "steps": kind.pairs.steps, "path": kind.pairs.path} if kind.pairs else {}
     spent = plan["count"] * plan["steps"] if plan else 0
     updates = updates_of_stages(method, identity["evaluations"], spent, budget, settings)
-    check_folder(state)
+    check_folder(state, "--state folder")
     method.begin(method.stages[0], {}, updates[0])  # what cannot be built is to be known before pairs are made
     pair_set = None
     if PAIRS in kind.needs:

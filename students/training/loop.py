@@ -88,7 +88,7 @@ def train(
     history = History(steps, main)
     measured_at = {round(steps * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)} if measure else set()
     if state is not None:
-        check_folder(state)
+        check_folder(state, "--state folder")
         if processes.is_main_process:
             hold(state)
         if (found := load_checkpoint(state, config)) is not None:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from students.diffusion.denoiser import guided
 from students.diffusion.noise import SeedNoise
-from students.errors import FewstepError, Stopped
-from students.files import write_atomically
+from students.errors import FewstepError, Stopped, one_line
+from students.files import make_folder, write_atomically
 from students.student import SolverStudent
 from students.training.batches import PairRows
 from students.training.history import RowCount
@@ -111,7 +111,7 @@ class PairSet:
         if self.kept is not None:
             shapes["path"] = (self.count, len(self.kept), *shape)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             for name, size in shapes.items():
                 file, kind = self.folder / f"{name}.npy", np.dtype(np.int64 if name == "labels" else np.float32)
                 if exists:
@@ -126,7 +126,8 @@ class PairSet:
                 setattr(self, f"_{name}", array)
         except (OSError, ValueError) as error:
             raise FewstepError(
-                f"the pairs in {self.folder} cannot be opened ({error}): make room, or remove the folder"
+                f"the pairs in {self.folder} cannot be opened ({one_line(error)}): "
+                "make room, or give another --pairs folder"
             ) from error
 
     def _make(self, start: int, stop: int) -> int:

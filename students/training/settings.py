@@ -67,6 +67,8 @@ def updates_of_stages(method, reference: int | None, spent: int, budget: float |
     if budget is not None and not 0 < budget < float("inf"):
         raise FewstepError(f"--budget must be a number above 0, got {budget:g}")
     if settings.get("steps"):
+        if budget is not None:
+            raise FewstepError("--budget and --set steps both say how long to train: leave one out")
         return [max(1, round(settings["steps"] * share)) for share in method.shares]
     if reference is None:
         raise FewstepError(

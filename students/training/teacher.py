@@ -70,7 +70,9 @@ def train_teacher(
     name, made = trained_name(name), recipe(name)
     device = own_device(device)
     path = out or teacher_weights(name)
-    check_folder(path.parent)
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise FewstepError(f"--out of a teacher must be a file that ends in .safetensors, got {path}")
+    check_folder(path.parent, "--out file")
     torch.manual_seed(seed)
     split = load_data(made.data).train
     samples = split.samples.to(device)

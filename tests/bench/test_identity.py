@@ -87,6 +87,13 @@ def test_code_hash_sees_code_and_not_prose(tmp_path, monkeypatch):
     code_hash.cache_clear()
 
 
+def test_code_that_python_cannot_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "unreadable_module.py").write_text("def solver(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FewstepError, match=r"unreadable_module\.py is no Python: SyntaxError"):
+        code_hash("unreadable_module")
+
+
 def test_digest_rejects_what_is_not_plain_json():
     with pytest.raises(FewstepError, match="finite numbers"):
         digest({"a": {1, 2}})

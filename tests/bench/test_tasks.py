@@ -50,6 +50,11 @@ def test_a_copy_with_changes_loads(tmp_path):
         ({"primary": "swd"}, "unknown metric of the task 'swd'"),
         ({"name": "../elsewhere"}, "names folders"),
         ({"steps": []}, "key 'steps' must not be empty"),
+        ({"grid": ""}, "key 'grid' must not be empty"),
+        ({"shape": [8, 8]}, r"key 'shape' must be \[C, H, W\] of images or \[D\] of vectors, got \[8, 8\]"),
+        ({"shape": []}, r"key 'shape' .* got \[\]"),
+        ({"shape": [1, 0, 8]}, "key 'shape'"),
+        ({"classes": 0}, "key 'classes' must be at least 1, or null for none, got 0"),
     ],
 )
 def test_mistakes_in_a_task_file_are_named(tmp_path, changes, message):
@@ -66,6 +71,9 @@ def test_unknown_tasks_and_broken_files(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
     with pytest.raises(FewstepError, match="not readable as YAML"):
+        load_task(str(broken))
+    broken.write_text("name: a\nversion: 1\nname: b")
+    with pytest.raises(FewstepError, match="key 'name' is given twice"):
         load_task(str(broken))
     broken.write_text("- 1")
     with pytest.raises(FewstepError, match="must be a YAML mapping"):

@@ -109,6 +109,16 @@ def test_an_extractor_at_fault(third_party, name, message, capsys):
     assert message in error.strip().splitlines()[-1] and "Traceback" not in error
 
 
+def test_options_of_a_student_that_are_no_plain_values(tmp_path, monkeypatch, capsys):
+    (tmp_path / "odd_student.py").write_text(
+        "from students.student import Student\n"
+        "class Odd(Student):\n    shape = (1, 8, 8)\n    options = {'levels': {1, 2}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "digits", "--students", "odd_student:Odd", "--steps", "1"]) == 2
+    assert "'odd_student:Odd': its options must be finite numbers" in capsys.readouterr().err
+
+
 def test_where_to_write_is_tried_before_long_work(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("bench.evaluate.prepare", lambda *_: pytest.fail("work has begun"))

@@ -45,12 +45,48 @@ def test_options_of_a_spec_reach_the_solver():
         ("no_such_module:thing", "cannot import 'no_such_module'"),
         ("math:no_such_thing", "has no attribute 'no_such_thing'"),
         ("math:pi", "is no student"),
+        ("math:pi:a=1", "takes no options: leave 'a' out"),
+        ("mine.py:solver", "'mine.py:solver' names a file: write mine:solver in the folder of mine.py"),
+        ("mine.py", "write mine:NAME in the folder"),
+        ("..mine:solver", "'..mine:solver' names no module"),
+        ("diffusers:heundiscretescheduler", "did you mean 'HeunDiscreteScheduler'"),
+        ("ddim:eta=2020-01-01", "eta in 'ddim:eta=2020-01-01' must be finite numbers, text or lists, got 2020-01-01"),
+        ("ddim:t_max=.inf", "t_max in .* must be finite numbers"),
+        ("ddim:t_min=5", "ddim:t_min=5: grid times must decrease"),
+        ("ddim:grid=[1,0.5,0.1]", "cannot run in 4 steps; it supports 2"),
+        (f"{__name__}:silent", "takes no noise: a solver is a function"),
+        (f"{__name__}:Shapeless", "the shape of .* must be .*, got None"),
     ],
 )
 def test_mistakes_are_named_in_one_line(spec, message):
     with pytest.raises(FewstepError, match=message) as caught:
         students.load(spec, task="gaussians").sample(4)
     assert "\n" not in str(caught.value)
+
+
+def silent(denoise, x, times):
+    return x
+
+
+class Shapeless(Student):
+    shape = None
+
+
+@pytest.mark.parametrize("code", ["def broken(:", "import absent_module", "raise SystemExit(1)", "1 / 0"])
+def test_a_module_that_cannot_be_imported(code, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FewstepError, match=r"cannot import 'broken_module' of 'broken_module:thing': [A-Z]"):
+        students.load("broken_module:thing", task="gaussians")
+
+
+def test_a_file_of_code_is_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/mine.py").write_text("")
+    for spec in ("sub/mine:solver", "sub/mine.py:solver"):
+        with pytest.raises(FewstepError, match=r"names a file: write mine:solver in the folder of mine\.py"):
+            students.load(spec, task="gaussians")
 
 
 def test_unknown_task():
@@ -138,7 +174,8 @@ def test_a_family_wins_over_a_module_and_a_name_over_both(monkeypatch):
         ("consistency:imagenet64-ct:heun", "samples by itself"),
         ("file:model.safetensors", "names no solver"),
         ("file:model.safetensors:order=3", "names no solver"),
-        ("file", "names no solver"),
+        ("file", "'file' names no checkpoint: write file:PATH:heun"),
+        ("file:", "names no checkpoint"),
     ],
 )
 def test_mistakes_in_specs_of_checkpoints(spec, message):

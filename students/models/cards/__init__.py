@@ -152,10 +152,9 @@ def checkpoint_files(model: str) -> list[Path]:
         return load_card(model).fetch()
     path = Path(name).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in WEIGHT_SUFFIXES)
-        if not found:
+        if not any((folder / "config.json").is_file() for folder in (path, path / "unet")):
             raise FewstepError(f"{path} holds no checkpoint: name a folder of diffusers, or a file")
-        return found
+        return sorted(file for file in path.rglob("*") if file.suffix in WEIGHT_SUFFIXES)
     if not path.is_file():
         raise FewstepError(f"no checkpoint at {path}: file:PATH names a file, or a folder in the format of diffusers")
     if path.name.endswith(INDEX):  # it names the files beside it

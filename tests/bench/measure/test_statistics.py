@@ -115,9 +115,9 @@ def test_exact_moments(tmp_path):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(FewstepError, match="at least 1 rows"):
+    with pytest.raises(FewstepError, match="at least 1 samples"):
         FeatureStats().mean()
-    with pytest.raises(FewstepError, match="at least 2 rows, got 1"):
+    with pytest.raises(FewstepError, match="at least 2 samples, got 1"):
         stats_of(torch.zeros(1, 3)).covariance()
     with pytest.raises(FewstepError, match="keep_rows=True"):
         stats_of(rows_of()).rows()

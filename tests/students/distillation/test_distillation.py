@@ -242,6 +242,9 @@ def test_resuming_with_other_options_is_refused(tmp_path):
         (["consistency", "--task", "gaussians", "--time-limit", "nan"], "--time-limit must be"),
         (["consistency", "--task", "gaussians", "--teacher", "nowhere.safetensors"], "no weights at nowhere"),
         (["consistency", "--task", "gaussians", "--teacher", str(teacher_weights("digits"))], "do not fit"),
+        (["consistency", "--task", "gaussians", "--pairs", "somewhere"], "leave --pairs out"),
+        (["consistency", "--task", "gaussians", "--budget", "1", "--set", "steps=2"], "--budget and --set steps both"),
+        (["teacher", "--task", "digits"], "--out of a teacher must be a file that ends in .safetensors"),
         (["knowledge", "--task", "gaussians", "--budget", "0.01"], "pairs take 512000 evaluations"),
     ],
 )

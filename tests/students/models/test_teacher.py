@@ -89,11 +89,31 @@ def test_students_start_from_the_teacher_or_from_a_network_trained_for_the_same(
     assert start is teacher.denoiser and teacher.grid == "uniform"
 
 
+def at_fault():
+    raise RuntimeError("a fault\nof its own")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{__name__}:at_fault", "cannot load teacher .*: RuntimeError: a fault of its own"),
+        (f"{__name__}:OWN", "must be a function that returns a denoiser.*: it is a str"),
+        ("builtins:dict", "must be a function that returns a denoiser.*: it returns a dict"),
+        ("edm:uncond-vp", "is a checkpoint, no teacher of a task"),
+    ],
+)
+def test_what_is_no_teacher(name, message):
+    with pytest.raises(FewstepError, match=message):
+        load_teacher(name)
+
+
 def test_what_students_cannot_start_from(monkeypatch):
     with pytest.raises(FewstepError, match=r"has \(shape, classes\) .*, task 'digits' asks for"):
         load_start("digits", OWN)
     with pytest.raises(FewstepError, match="is no torch module"):
         load_start("gaussians", f"{__name__}:bare")
+    with pytest.raises(FewstepError, match="'file:' names no checkpoint: write file:PATH"):
+        load_start("digits", "file:")
     with pytest.raises(FewstepError, match="unknown task 'digit': did you mean 'digits'"):
         load_start("digit")
     monkeypatch.setitem(teachers.TEACHERS, "plane", Entry(recipe("gaussians-mlp")))
