@@ -88,7 +88,9 @@ class Student:
     def check(self, n_steps: int, guidance: float = 1.0) -> None:
         """Raise what `sample` would raise for these arguments, without any network call."""
         whole = isinstance(n_steps, int | np.integer) and not isinstance(n_steps, bool)
-        if not whole or n_steps not in self.supported_steps:
+        if not whole:
+            raise UnsupportedSteps(f"{self.name} cannot run in {n_steps!r} steps: give a whole number")
+        if n_steps not in self.supported_steps:
             raise UnsupportedSteps(f"{self.name} cannot run in {n_steps!r} steps; it supports {self._supported()}")
         number = isinstance(guidance, int | float | np.number) and not isinstance(guidance, bool)
         if not number or not math.isfinite(guidance):

@@ -87,7 +87,7 @@ def load_task(name: str) -> Task:
         raise FewstepError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise FewstepError(f"{path} must be a YAML mapping of task keys to values")
-    keys = [key.value for key, _ in tree.value]
+    keys = [key.value for key, _ in tree.value]  # type: ignore[union-attr]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise FewstepError(f"{path}: key {twice[0]!r} is given twice: leave one out")
     return _checked(content, path)

@@ -405,5 +405,5 @@ def test_a_solver_student_takes_a_solver_by_name(mixture):
 
 @pytest.mark.parametrize("n_steps", [2.0, True, "2", None])
 def test_steps_that_are_not_whole_numbers(mixture, n_steps):
-    with pytest.raises(FewstepError, match="cannot run in"):
+    with pytest.raises(FewstepError, match=r"cannot run in .* steps: give a whole number"):
         SolverStudent(mixture, "ddim").sample(n_steps)
