@@ -96,7 +96,7 @@ def _source(module: str) -> Path | None:
 def _parsed(path: Path) -> ast.Module:
     """The code of a file without docstrings; raises FewstepError where Python cannot read it."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError) as error:
         raise FewstepError(f"{path} is no Python: {one_line(error)}") from error
     for node in ast.walk(tree):

@@ -116,7 +116,8 @@ def test_what_the_time_limit_stops_is_not_written_over_the_weights_that_ship(tmp
 
 def test_the_command_refuses_the_state_of_another_seed(tmp_path, monkeypatch, capsys):
     quick_digits(monkeypatch, steps=2, batch_size=8)
-    command = ["train", "teacher", "--task", "digits", "--state", str(tmp_path / "state"), "--out", str(tmp_path / "w")]
+    paths = ["--state", str(tmp_path / "state"), "--out", str(tmp_path / "w.safetensors")]
+    command = ["train", "teacher", "--task", "digits", *paths]
     assert main([*command, "--time-limit", "0"]) == 0
     capsys.readouterr()
     assert main([*command, "--seed", "1"]) == 2
