@@ -124,9 +124,10 @@ def plan(
     be wrong before any work: unknown students, steps that are not positive, guidance on an unconditional task, missing
     or altered weights.
     """
-    if task.samples * task.seed_blocks > SEEDS:
+    if task.samples * (first_block + task.seed_blocks) > SEEDS:
         raise FewstepError(
-            f"{task.samples} samples in {task.seed_blocks} seed blocks pass the last seed, 2^40: take fewer"
+            f"seed blocks up to {first_block + task.seed_blocks} of {task.samples} samples pass the last seed, 2^40: "
+            "take fewer"
         )
     common = {
         "task": task.name,

@@ -9,11 +9,14 @@ from PIL import Image
 
 from bench import evaluate
 from bench.context import context_of
+from bench.measure import TEACHER_SOLVER, TEACHER_STEPS
+from bench.measure.jackknife import GROUPS
 from bench.measure.representations import to_uint8
-from bench.plan import Setup, plan
+from bench.plan import REAL, TEACHER, Setup, plan
 from bench.store import IMAGES, OK, Store
 from bench.sweep import run
 from bench.tasks import load_task
+from students.data import load_data
 from students.errors import FewstepError
 
 TASK = replace(load_task("digits"), samples=20, seed_blocks=1, batch_size=16, students=("ddim",), metrics=("fd",))
@@ -102,7 +105,8 @@ def test_saved_images_are_the_samples_rounded(tmp_path):
     assert len(list(folder.iterdir())) == TASK.samples
     context = context_of(Setup(TASK, ("fd",)))
     seeds = range(16, 20)
-    images = context.student("ddim").sample(2, seeds=seeds, conditions=context.conditions(seeds))
+    block = range(TASK.samples)
+    images = context.student("ddim").sample(2, seeds=seeds, conditions=context.conditions(seeds, block))
     saved = np.stack([np.asarray(Image.open(folder / f"{seed:07d}.png")) for seed in seeds])
     assert np.array_equal(saved, to_uint8(images)[:, 0].numpy())
 
@@ -112,8 +116,24 @@ def test_agreement_is_the_share_of_samples_seen_as_their_class():
     assert 0.8 < record["metrics"]["agreement_digits_cnn"] <= 1
 
 
-def test_conditions_are_those_that_a_student_draws_by_itself():
-    context = context_of(Setup(TASK, ("fd",)))
-    seeds = range(40)
-    given = context.student("ddim").sample(2, seeds=seeds, conditions=context.conditions(seeds))
-    assert torch.equal(given, context.student("ddim").sample(2, seeds=seeds))
+def test_a_block_shows_the_classes_of_the_data():
+    record = evaluated(replace(TASK, samples=100))
+    counts = torch.tensor(record["class_counts"])
+    shares = load_data("digits").prior
+    assert counts.sum() == 100 and ((counts - 100 * shares / shares.sum()).abs() < 1).all()
+
+
+def test_the_jackknife_is_of_smooth_metrics_whose_rows_are_kept():
+    record = evaluated(replace(TASK, samples=100, metrics=("fd", "kid")), metrics=("fd", "kid"))
+    assert list(record["jackknife"]) == ["fd_digits_cnn"] and len(record["jackknife"]["fd_digits_cnn"]) == GROUPS
+    assert evaluated(replace(TASK, samples=100))["jackknife"] == {}  # nothing keeps rows
+
+
+def test_the_teacher_s_images_are_those_of_its_solver(tmp_path):
+    task = replace(TASK, samples=48, metrics=("fd", "kid", "faithfulness"))
+    cells = plan(task, [(TEACHER_SOLVER, TEACHER_STEPS, 1.0)])
+    assert [cell.student for cell in cells] == [REAL, TEACHER, TEACHER_SOLVER]
+    _, teacher, solver = run(cells, task, Store(tmp_path, task.name), task.metrics)
+    assert teacher["family"] == "teacher" and teacher["nfe"] == solver["nfe"] == 2 * TEACHER_STEPS - 1
+    assert teacher["metrics"] == pytest.approx(solver["metrics"], rel=1e-4, abs=1e-4)
+    assert teacher["class_counts"] == solver["class_counts"]

@@ -30,11 +30,12 @@ def measured(root, task):
 )
 def test_workers_give_the_same_bits(task, students, shard, tmp_path, monkeypatch):
     monkeypatch.setattr("bench.plan.SHARD", shard)
-    arguments = ["run", task, "--students", *students, "--steps", "1", "7", "--samples", "90", "--batch-size", "32"]
+    arguments = ["run", task, "--students", *students, "--steps", "1", "7", "--samples", "90", "--seed-blocks", "3"]
+    arguments += ["--batch-size", "32"]
     for workers in ("1", "2"):
         assert main([*arguments, "--workers", workers, "--out", str(tmp_path / workers)]) == 0
     one, two = (measured(tmp_path / workers, task) for workers in ("1", "2"))
-    assert one == two and len(one) == 1 + 2 * 3 * len(students)
+    assert one == two and len(one) == 1 + 3 + 2 * 3 * len(students)
 
 
 THIRD_PARTY = """
@@ -62,7 +63,7 @@ def test_third_parties_of_the_current_folder_are_found_by_workers(tmp_path, monk
 def started(out, *arguments):
     """A run of the command line by two workers that has some cells."""
     command = [sys.executable, "-m", "bench", "run", "gaussians", "--students", "ddim", "heun", "ddpm"]
-    command += ["--samples", "500", "--workers", "2", "--out", str(out), *arguments]
+    command += ["--samples", "500", "--seed-blocks", "3", "--workers", "2", "--out", str(out), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -91,9 +92,10 @@ def test_a_killed_worker_ends_the_sweep_in_one_line_and_the_same_command_goes_on
     assert process.returncode == 2 and "Traceback" not in error
     assert "a worker process ended" in error.splitlines()[-1] and ", block " in error.splitlines()[-1]
     assert are_gone(workers) and len(Store(tmp_path, "gaussians").cells()) >= 3
-    arguments = ["run", "gaussians", "--students", "ddim", "heun", "ddpm", "--samples", "500", "--workers", "1"]
+    arguments = ["run", "gaussians", "--students", "ddim", "heun", "ddpm", "--samples", "500", "--seed-blocks", "3"]
+    arguments += ["--workers", "1"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    assert len(Store(tmp_path, "gaussians").cells()) == 46
+    assert len(Store(tmp_path, "gaussians").cells()) == 49
 
 
 def test_ctrl_c_ends_all_and_keeps_finished_cells(tmp_path):
@@ -117,4 +119,4 @@ def test_two_runs_with_workers_share_the_cells(tmp_path):
     for process, _ in runs:
         _, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
-    assert len(Store(tmp_path, "gaussians").cells()) == 19
+    assert len(Store(tmp_path, "gaussians").cells()) == 22

@@ -201,7 +201,7 @@ def _load_unet(folder: Path) -> UNet2DModel:
         raise WeightsError(f"no config.json in {folder.parent} or {folder}: name a folder that diffusers has saved")
     config = _read_json(folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
-        raise FewstepError(f"{folder} holds a {config.get('_class_name')}: only UNet2DModel can be read")
+        raise FewstepError(f"{folder} holds a {config.get('_class_name')!s:.80}: only UNet2DModel can be read")
     if config.get("time_embedding_type", "positional") != "positional":
         raise FewstepError(f"{folder}: a network with {config['time_embedding_type']} time embedding cannot be read")
     if config.get("out_channels", 3) != config.get("in_channels", 3) or config.get("sample_size") is None:

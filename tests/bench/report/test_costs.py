@@ -45,7 +45,7 @@ def test_a_row_for_each_step_count():
         cells(("cd", 1, 0, 4.0), ("cd", 1, 1, 5.0), ("cd", 2, 0, 0.5), ("cd", 8, 0, 8.0)), "fd", LOWER
     )
     one, two, eight = table.to_dict("records")
-    assert (one["student"], one["steps"], one["NFE"], one["fd"]) == ("cd", "1", "1", "4.50 ± 0.71")
+    assert (one["student"], one["steps"], one["NFE"], one["fd"]) == ("cd", "1", "1", "4.50 ± 0.50")
     assert (one["x teacher"], one["evaluations"], one["seconds"]) == ("1.5", "3,000", "61")
     assert (one["break-even"], one["against"]) == ("429", "heun, steps 8, NFE 8")
     assert (two["break-even"], two["against"]) == ("no solver as good", "")
@@ -67,7 +67,7 @@ def test_faithfulness_and_straightness_where_they_were_measured():
     measured["teacher_pixel"] = [0.5] * len(SOLVERS) + [0.25, 0.75]
     better = LOWER | {"teacher_pixel": "lower", "teacher_cnn": "lower"}
     row = training_table(measured, "fd", better).iloc[0]
-    assert row["teacher_pixel"] == "0.500 ± 0.354" and row["straightness"] == "0.0625" and "teacher_cnn" not in row
+    assert row["teacher_pixel"] == "0.500 ± 0.250" and row["straightness"] == "0.0625" and "teacher_cnn" not in row
 
 
 def test_solvers_of_another_model_are_no_rivals():

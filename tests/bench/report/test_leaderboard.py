@@ -45,11 +45,25 @@ def test_measured_evaluations_count_and_not_steps():
     assert [row[1:4] for row in found[8]] == [["heun", "4", "7"], ["ddim", "4", "4"]]
 
 
-def test_ties_are_judged_against_the_first_of_a_rank():
-    nan = float("nan")
-    assert ranks([1.0, 1.9, 2.8, 9.0], [1.0, 1.0, 1.0, 1.0]) == [1, 1, 3, 4]
-    assert ranks([1.0, 1.0, 1.1], [nan, nan, nan]) == [1, 1, 3]
-    assert ranks([9.0, 8.5], [0.1, 0.9]) == [1, 1]  # pooled: sqrt((0.01 + 0.81) / 2) = 0.64
+def test_ties_are_judged_against_the_first_of_a_rank_in_pairs():
+    """b is above a in every block alike, c cannot be told from b, d is level with c but not with b, the first."""
+    cells = tiny(
+        *[("a", 2, block, value) for block, value in enumerate((1.0, 2.0, 3.0))],
+        *[("b", 2, block, value) for block, value in enumerate((1.1, 2.1, 3.11))],
+        *[("c", 2, block, value) for block, value in enumerate((3.0, 1.0, 2.9))],
+        *[("d", 2, block, value) for block, value in enumerate((2.5, 3.6, 4.4))],
+    )
+    entries = aggregate(cells).sort_values("fd")
+    assert list(entries["student"]) == ["a", "b", "c", "d"]
+    assert ranks(entries, cells, "fd") == [1, 2, 2, 4]
+    page = rankings(leaderboard([(cells, "fd", LOWER, {})]))[2]
+    assert [row[0] for row in page] == ["1", "2 ≈", "2 ≈", "4"]
+    assert [row[5] for row in page] == ["", "0.103 ± 0.003", "0.300 ± 1.153", "1.50 ± 0.06"]
+
+
+def test_of_one_block_that_knows_no_groups_only_equals_are_ties():
+    cells = tiny(("a", 2, 0, 1.0), ("b", 2, 0, 1.0), ("c", 2, 0, 1.1))
+    assert ranks(aggregate(cells).sort_values("fd"), cells, "fd") == [1, 1, 3]
 
 
 def test_higher_is_better():
@@ -61,7 +75,7 @@ def test_the_page_states_its_protocol_and_rule(sweep):
     text = leaderboard([(sweep, "fd_digits_cnn", BETTER, {"reference": "training half", "extractor": "`digits_cnn`"})])
     for words in (
         "899 samples, 3 seed blocks, guidance 1, float32", "reference: training half", "extractor: `digits_cnn`",
-        "device: cpu x2", "python -m bench leaderboard digits", "largest step count", "pooled standard deviation",
+        "device: cpu x2", "python -m bench leaderboard digits", "largest step count", "paired\ndifference",
         "Every number here is measured", "- heun 1: heun cannot run in 1 steps", "- rk45 16: rk45 made images",
     ):  # fmt: skip
         assert words in text

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bench.report.latencies import latency_table, latency_text
+from bench.report.leaderboard import leaderboard
 from bench.report.tables import (
     aggregate,
     describe,
@@ -15,6 +16,7 @@ from bench.report.tables import (
     protocols,
     quality_table,
     ranked,
+    saturated,
     to_text,
     write_results,
 )  # fmt: skip
@@ -161,18 +163,18 @@ def test_quality_table(sweep):
     table = quality_table(sweep, "fd_digits_cnn", BETTER)
     assert list(table.columns.levels[0]) == ["1 step", "16 steps", "2 steps", "4 steps", "8 steps"]
     assert table.index[-1] == "real"
-    assert (table.loc["real"].xs("mean ± std", level=1) == "5.21").all()
+    assert (table.loc["real"].xs("value ± se", level=1) == "5.21").all()
     at_8 = sweep[(sweep["student"] == "unipc") & (sweep["steps"] == 8)]["fd_digits_cnn"]
-    assert table.loc["unipc", ("8 steps", "mean ± std")] == plus_minus(at_8.mean(), at_8.std())
+    assert table.loc["unipc", ("8 steps", "value ± se")] == plus_minus(at_8.mean(), at_8.std() / 3**0.5)
     assert list(table.loc["heun"].xs("NFE", level=1)) == ["", "3", "7", "15", "31"]
-    assert table.loc["heun", ("1 step", "mean ± std")] == "–"
-    assert table.loc["rk45", ("16 steps", "mean ± std")] == "failed"
+    assert table.loc["heun", ("1 step", "value ± se")] == "–"
+    assert table.loc["rk45", ("16 steps", "value ± se")] == "failed"
     means = aggregate(sweep).query("steps == 8").set_index("student")["fd_digits_cnn"]
     assert list(table.index[:-1]) == list(means.sort_values().index)
 
 
 def test_missing_cells_are_explained(sweep):
-    assert footnotes(sweep) == [
+    assert footnotes(sweep, "fd_digits_cnn", BETTER) == [
         "heun 1: heun cannot run in 1 steps; it supports 2 and up",
         "pndm 1, 2: pndm needs 4 steps or more",
         "rk45 16: rk45 made images that are not finite",
@@ -181,16 +183,48 @@ def test_missing_cells_are_explained(sweep):
 
 def test_a_floor_of_fewer_samples_is_said(sweep):
     cells = sweep[(sweep["student"] == "real") | (sweep["student"] == "ddim")].copy()
-    assert footnotes(cells) == []
+    assert footnotes(cells, "fd_digits_cnn", BETTER) == []
     cells.loc[cells["student"] == "real", "samples"] = 500
-    assert footnotes(cells) == ["real: of 500 held-out samples; with fewer samples the distances are larger"]
+    assert footnotes(cells, "fd_digits_cnn", BETTER) == [
+        "real: of 500 held-out samples; with fewer samples the distances are larger"
+    ]
+
+
+def test_the_floor_of_fewer_samples_is_carried_to_as_many(sweep):
+    cells = sweep[(sweep["student"] == "real") | (sweep["student"] == "ddim")].copy()
+    cells.loc[cells["student"] == "real", "samples"] = 500
+    left_out = [5.21 + 0.1 / 19 * (500 / 899), *[5.21 + 0.1 / 19 * (500 / 899)] * 19]  # a bias of 0.1 * 500 / 899
+    cells["fd_digits_cnn_jackknife"] = [left_out if name == "real" else None for name in cells["student"]]
+    added = 0.1 * 500 / 899 * (1 - 500 / 899)
+    assert footnotes(cells, "fd_digits_cnn", BETTER)[0].endswith(f"{5.21 - added:.2f} ± 0.00 of 899, by the jackknife")
+
+
+def teacher_cells() -> pd.DataFrame:
+    """The teacher at 1.0, a solver above it at 2 steps and below it at 4, a student."""
+    rows = tiny(("s", 2, 0, 2.0), ("s", 4, 0, 0.9), ("d", 2, 0, 1.5), ("d", 4, 0, 1.2), ("teacher", 32, 0, 1.0))
+    rows["family"] = ["solver", "solver", "distilled", "distilled", "teacher"]
+    return rows.assign(teacher_pixel=[0.3, 0.2, 0.5, 0.4, 0.0])
+
+
+def test_the_teacher_is_a_row_of_its_own_and_says_where_solvers_have_reached_it():
+    better, cells = {"fd": "lower", "teacher_pixel": "lower"}, teacher_cells()
+    assert saturated(cells, "fd", better) == 4
+    table = quality_table(cells, "fd", better)
+    assert list(table.index) == ["s", "d", "teacher"]
+    assert (table.loc["teacher"].xs("value", level=1) == "1.00").all()
+    assert list(table["4 steps"]["off teacher"]) == ["0.200", "0.400", ""] and "off teacher" not in table["2 steps"]
+    assert "from 4 steps on the best solver is level" in footnotes(cells, "fd", better)[0]
+    assert saturated(cells[cells["steps"] != 4], "fd", better) is None
+    assert saturated(cells[cells["student"] != "teacher"], "fd", better) is None
+    board = leaderboard([(cells, "fd", better, {})])
+    assert "| teacher |" not in board and "The teacher in 32 evaluations (100 samples): fd 1.00" in board
 
 
 def test_text_names_the_protocol_and_fits(sweep):
     text = to_text(sweep, "fd_digits_cnn", BETTER)
     assert "899 samples, 3 seed blocks, guidance 1, float32" in text
     assert "best first at 8 steps" in text
-    assert all(note in text for note in footnotes(sweep))
+    assert all(note in text for note in footnotes(sweep, "fd_digits_cnn", BETTER))
     assert max(map(len, text.splitlines())) <= 122
     assert describe(tiny(("ddim", 4, 0, 1.0))).startswith("100 samples, 1 seed block,")
 

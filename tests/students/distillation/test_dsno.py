@@ -82,7 +82,7 @@ def test_a_trained_operator_samples_in_one_evaluation(tmp_path, monkeypatch):
     student = students.load(f"dsno:weights={tmp_path}", task="gaussians")
     with count_nfe(student) as nfe:
         samples = student.sample(1, seeds=range(6))
-    assert samples.shape == (6, 2) and nfe.per_image == 1
+    assert samples.shape == (6, 2) and nfe.per_image == STATES
     assert torch.allclose(student.sample(1, seeds=[3]), samples[3:4], atol=1e-5)
     assert student.training["evaluations"] == 64 * 32 + 20 * 32 * STATES
     with pytest.raises(UnsupportedSteps):
