@@ -45,7 +45,7 @@ def make_outcome(context: Context, cell: Cell, found: Shard | Failure) -> Outcom
         record["samples"] = found.samples
         classes = context.classes_of(cell)
         if classes is not None:
-            record["class_counts"] = classes.bincount(minlength=context.task.classes).tolist()
+            record["class_counts"] = classes.bincount(minlength=context.task.classes or 0).tolist()
         record |= _metrics(context, found.statistics, record, classes)
         files = _files(found)
     record["provenance"] |= {
@@ -135,7 +135,7 @@ def _left_out(context: Context, metric: Metric, statistics: dict[str, FeatureSta
     needed = {name: statistics[name] for name in metric.needs}
     if not metric.smooth or not jackknife.can_leave_out(needed):
         return []
-    dealt = jackknife.groups(next(iter(needed.values())).count, classes)
+    dealt = jackknife.groups(int(next(iter(needed.values())).count), classes)
     parts = [metric.compute(left, context.reference) for left in jackknife.without_each_group(needed, dealt)]
     return [[float(value) for value in column] for column in zip(*parts, strict=True)]
 

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -193,7 +194,7 @@ def quality_table(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> p
     return result.rename_axis(index=None)
 
 
-def references(table: pd.DataFrame, column: str) -> dict[str, object]:
+def references(table: pd.DataFrame, column: str) -> dict[str, Any]:
     """A column of the teacher's own images and of real data, where the table has it."""
     rows = table[table["student"].isin([TEACHER, REAL]) & table[column].notna()].sort_values("student", ascending=False)
     return dict(zip(rows["student"], rows[column], strict=True))
