@@ -163,11 +163,15 @@ def trainable(denoiser: Denoiser, kind=None, dropout: bool = False, extra: int =
 
 
 def untrained(denoiser: Denoiser, extra: int = 0) -> Denoiser:
-    """The same denoiser with parameters drawn anew by the global generator, for methods that start from scratch."""
+    """The same denoiser with parameters drawn anew by the global generator, for methods that start from scratch.
+
+    Without dropout: a target that the network itself computes is to be the same function as what learns from it.
+    """
     fresh = copy.copy(denoiser)
     fresh._modules = dict(denoiser._modules)
     device = next(denoiser.parameters()).device
     fresh.network = build_network(as_network(denoiser.network).config).to(device).train()
+    fresh.network.set_dropout(0.0)  # type: ignore[operator]
     if extra:
         fresh.network.add_extra(extra)  # type: ignore[operator]
     return fresh

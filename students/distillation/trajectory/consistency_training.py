@@ -6,6 +6,7 @@ limited (`ConsistencyMethod.limited`).
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from students.diffusion.denoiser import expand, under
 from students.diffusion.grids import polynomial
 from students.diffusion.preconditioning import EDM
 from students.diffusion.schedules import VE
-from students.distillation.functions import log_normal, pseudo_huber, randint, squared
+from students.distillation.functions import log_normal, pseudo_huber, randint, shifted, squared
 from students.distillation.method import trainable, untrained
 from students.distillation.trajectory.consistency import ConsistencyMethod
 from students.training.batches import Batch
@@ -32,6 +33,7 @@ class ConsistencyTraining(ConsistencyMethod):
 
     evaluations = 2
     budget = 1.0
+    settings = {"lr": 2e-3}
     target_decay = 0.9
     s0, s1 = 2, 20
 
@@ -66,8 +68,7 @@ class ConsistencyTraining(ConsistencyMethod):
             self.target_ema.decay = math.exp(self.s0 * math.log(self.target_decay) / self.count(step))
         x0, condition = batch.data.x0, batch.data.condition
         s, t = self.neighbours(len(x0), step, generator)
-        devices = [generator.device] if generator.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):  # so that both see the same dropout
+        with torch.no_grad():
             target = self.target_of(x0 + expand(t, x0) * batch.noise, t, condition)
         ours = self.model(x0 + expand(s, x0) * batch.noise, s, condition)
         return self.difference(ours, target, s, t).mean()
@@ -78,19 +79,28 @@ class ImprovedConsistencyTraining(ConsistencyTraining):
 
         N(k) = min(s0 2^floor(k / K'), s1) + 1,    K' = floor(K / (log2(s1 / s0) + 1)),    s0 = 10, s1 = 1280,
 
-    the level s_i drawn with the probability that log sigma ~ N(-1.1, 2^2) lies between it and the next (Sec. 3.3-3.5).
+    the level s_i drawn with the probability that log sigma ~ N(-1.1, 2^2), shifted, lies between it and the next (Sec.
+    3.3-3.5). s1 is halved until K' is 1,000 updates or more (the paper's is 50,000): levels that double faster than the
+    function settles on them leave it worse at every level below the noisiest.
     """
 
     target_decay = None  # type: ignore[assignment]
-    s0, s1 = 10, 1280
+    s0, doublings = 10, 7
+    settling = 1000
+
+    @property
+    def plateaus(self) -> int:
+        """How many counts of levels there are, each twice the one before."""
+        return min(max(self.steps // self.settling, 1), self.doublings + 1)
 
     def count(self, step):
-        doublings = max(1, math.floor(self.steps / (math.log2(self.s1 / self.s0) + 1)))
-        return min(self.s0 * 2 ** (step // doublings), self.s1) + 1
+        plateaus = self.plateaus
+        done = step // (self.steps // plateaus)
+        return self.s0 * 2 ** min(done, plateaus - 1) + 1
 
     def neighbours(self, n, step, generator):
-        levels = self.levels(step).to(generator.device)
-        edges = torch.erf((levels.log() + 1.1) / (math.sqrt(2) * 2.0))
+        model, levels = self.model, self.levels(step).to(generator.device)
+        edges = torch.erf((levels.log() - shifted(-1.1, model.sigma_data)) / (math.sqrt(2) * 2.0))
         i = torch.multinomial(edges[:-1] - edges[1:], n, replacement=True, generator=generator)
         return levels[i], levels[i + 1]
 
@@ -112,13 +122,15 @@ class EasyConsistencyTuning(ImprovedConsistencyTraining):
 
     prediction = EDM
     budget = 1.9
+    settings: ClassVar[dict] = {}
     phases, q, k, b = 8, 2.0, 8.0, 1.0
 
     def build(self, stage, trained):
-        return self.limited(trainable(self.start, VE, dropout=True))
+        return self.limited(trainable(self.start, VE))
 
     def neighbours(self, n, step, generator):
-        s = log_normal(n, -1.1, 2.0, self.model.schedule, generator)
+        model = self.model
+        s = log_normal(n, shifted(-1.1, model.sigma_data), 2.0, model.schedule, generator)
         a = self.phases * step // self.steps + 1
         gap = (1 + self.k * torch.sigmoid(-self.b * s)) / self.q**a
         return s, s * (1 - gap).clamp(min=0)
