@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from students.diffusion.denoiser import expand
 from students.diffusion.schedules import VE
 from students.errors import FewstepError, unknown
+from students.networks.network import Network
 from students.samplers.levels import LARGEST_SCALE
 from students.training.perceptual import load_lpips
 
@@ -25,6 +26,15 @@ def heun_jump(denoise, x: Tensor, s: Tensor, t: Tensor, condition: Tensor | None
     there = x + expand(t - s, x) * slope
     slope_there = (there - denoise(there, t, condition)) / expand(t, x)
     return x + expand((t - s) / 2, x) * (slope + slope_there)
+
+
+def moved(step, network, x: Tensor, start: Tensor, end: Tensor, condition: Tensor | None) -> Tensor:
+    """x (N, ...) after `step(network, x, start, end, condition)`; rows whose levels (N,) are equal cost no evaluation."""
+    rows = (start != end).nonzero()[:, 0]
+    if not len(rows):
+        return x
+    part = None if condition is None else condition[rows]
+    return x.index_copy(0, rows, step(network, x[rows], start[rows], end[rows], part))
 
 
 def squared(a: Tensor, b: Tensor) -> Tensor:
@@ -43,6 +53,8 @@ def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     c = 0.00054 * difference.shape[1] ** 0.5
     return (difference.square().sum(1) + c**2).sqrt() - c
 
+
+SLOW = 4.0  # times t, of order one, before its sines and cosines are taken: their derivatives are of order one as well
 
 DISTANCES = {"l1": absolute, "l2": squared, "pseudo_huber": pseudo_huber}
 LPIPS = "lpips"
@@ -82,6 +94,24 @@ def log_normal(n: int, mean: float, std: float, schedule: VE, generator: torch.G
 def draw_scales(n: int, generator: torch.Generator) -> Tensor:
     """(n, 1) guidance scales, uniform from 1 (none) to LARGEST_SCALE."""
     return 1 + (LARGEST_SCALE - 1) * torch.rand(n, 1, generator=generator, device=generator.device)
+
+
+def slow_time(network: Network, times: Tensor, updates: int = 500, lr: float = 1e-2) -> None:
+    """Give a trained network an embedding of t slow enough for `tangent`, regressed on the one it had at `times`, (N,).
+
+    For networks that are to keep what they know; one that starts from scratch needs `Network.slow_time` alone.
+    """
+    if network.scale <= SLOW:
+        return
+    with torch.no_grad():
+        wanted = network.embed_time(times)
+    network.slow_time(SLOW)
+    optimiser = torch.optim.Adam(network.parameters(), lr)
+    for _ in range(updates):
+        optimiser.zero_grad()
+        squared(network.embed_time(times), wanted).mean().backward()
+        optimiser.step()
+    optimiser.zero_grad()
 
 
 def tangent(f: Callable, at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -36,12 +36,14 @@ class Network(nn.Module):
     kind: the network's name in students.networks.NETWORKS. classes: their number, or None. extra: how many extra inputs
     there are. states: (M, modes) after `add_states`, or None. patch: the side of the squares of pixels of x that one
     position of the last features stands for. emb_channels: width of the embedding that extra inputs are added to.
+    scale: what t is multiplied by before its sines and cosines are taken, whose frequencies are then of order one.
     """
 
     kind: ClassVar[str | None] = None
     classes: int | None = None
     patch: int = 1
     emb_channels: int | None = None
+    scale: float = 1.0
 
     def __init__(self, arguments: dict):
         super().__init__()
@@ -124,6 +126,16 @@ class Network(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = p
+
+    def slow_time(self, scale: float) -> None:
+        """Multiply t by no more than `scale`, for losses that differentiate by t; the embedding is then another one.
+
+        No effect in a network whose own `scale` is not larger.
+        """
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """(N, emb_channels), what of the embedding depends on t alone."""
+        self._refuse("embeds no time by itself")
 
     def residual_blocks(self) -> Iterator[tuple[nn.ModuleList | nn.ModuleDict, int | str, int]]:
         """(container, index or name in it, channels that come out) of each residual block, before `add_states`."""

@@ -45,9 +45,18 @@ class UNet2D(Network):
                 module.dropout.p = p
         self.arguments["dropout"] = p
 
+    def slow_time(self, scale: float) -> None:
+        if scale < self.scale:
+            self.scale, self.shift = scale, self.shift * scale / self.scale
+            self.arguments |= {name: getattr(self, name) for name in ("scale", "shift") if name in self.arguments}
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        unet = self.network
+        return unet.time_embedding(unet.time_proj(self.timestep(t)).to(unet.dtype))
+
     def forward(self, x, t, condition=None, extra=None, return_features=False):
         unet = self.network
-        emb = self.add_to_embedding(unet.time_embedding(unet.time_proj(self.timestep(t)).to(unet.dtype)), extra)
+        emb = self.add_to_embedding(self.embed_time(t), extra)
         if self.classes is not None:
             emb = emb + unet.class_embedding(self.classes_of(condition, x))
         h = unet.conv_in(2 * x - 1 if unet.config.center_input_sample else x)
@@ -76,7 +85,8 @@ class UNet(UNet2D):
 
     Patches make a network for small images take few operations for its parameters. channels: width at each resolution,
     halved from one to the next. layers: residual blocks at each. classes: None or their number; one more is known, for
-    "no class". dropout: of the residual blocks. attention: in the middle.
+    "no class". dropout: of the residual blocks. attention: in the middle. scale: the timestep is scale (t + 2), where t
+    spans about -2 to 2 and the sinusoidal embedding is made for timesteps up to 1000.
     """
 
     kind = "unet"
@@ -90,6 +100,7 @@ class UNet(UNet2D):
         classes: int | None = None,
         dropout: float = 0.0,
         attention: bool = False,
+        scale: float = 250,
     ):
         arguments = dict(locals())
         unet = UNet2DModel(
@@ -106,12 +117,11 @@ class UNet(UNet2D):
             attention_head_dim=16,
             num_class_embeds=None if classes is None else classes + 1,
         )
-        super().__init__(unet, classes)
+        super().__init__(unet, classes, scale)
         self.arguments, self.patch = plain(arguments), patch
 
     def timestep(self, t: Tensor) -> Tensor:
-        """The sinusoidal embedding is made for timesteps up to 1000; log(sigma) / 4 spans about -2 to 2."""
-        return (t + 2) * 250
+        return (t + 2) * self.scale
 
     def forward(self, x, t, condition=None, extra=None, return_features=False):
         out, features = super().forward(pixel_unshuffle(x, self.patch), t, condition, extra, True)

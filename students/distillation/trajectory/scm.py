@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from students.diffusion.denoiser import expand
 from students.diffusion.preconditioning import EDM
 from students.diffusion.schedules import VE
-from students.distillation.functions import log_normal, tangent
+from students.distillation.functions import log_normal, shifted, slow_time, tangent
 from students.distillation.method import trainable
 from students.distillation.trajectory.consistency import ConsistencyMethod
 from students.training.batches import Batch
@@ -37,7 +37,10 @@ class ContinuousConsistency(ConsistencyMethod):
     warm_up = 0.2  # of the updates; the paper's 10,000 are 2.5 to 10 % of its training
 
     def build(self, stage, trained):
-        return Weighted(self.limited(trainable(self.start, VE)))
+        model = self.limited(trainable(self.start, VE))
+        ends = torch.tensor([model.schedule.t_min, model.schedule.t_max]).log() / 4
+        slow_time(model.network, torch.linspace(*ends.tolist(), 256, device=next(model.parameters()).device))
+        return Weighted(model)
 
     def sampled(self, model):
         return model.denoiser
@@ -48,7 +51,7 @@ class ContinuousConsistency(ConsistencyMethod):
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
         model, d = self.model.denoiser, self.model.denoiser.sigma_data
         x0, condition = batch.data.x0, batch.data.condition
-        sigma = log_normal(len(x0), -0.8, 1.6, model.schedule, generator)
+        sigma = log_normal(len(x0), shifted(-0.8, d), 1.6, model.schedule, generator)
         angle = torch.atan(sigma / d)
         cos, sin = expand(angle.cos(), x0), expand(angle.sin(), x0)
         noisy = x0 + expand(sigma, x0) * batch.noise
