@@ -61,9 +61,14 @@ class Progressive(Distillation):
         s, m, t = levels[i], levels[i + 1], levels[i + 2]
         x_s = x0 + expand(s, x0) * batch.noise
         with torch.no_grad():
-            x_m = jump(x_s, self.evaluate(self.teacher, x_s, s, batch), s, m)
-            x_t = jump(x_m, self.evaluate(self.teacher, x_m, m, batch), m, t)
+            x_m = self.step(self.teacher, x_s, s, m, batch)
+            x_t = self.step(self.teacher, x_m, m, t, batch)
         return self.matched(x_s, s, x_t, t, batch)
+
+    def step(self, denoiser, x: Tensor, s: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """DDIM's step of a teacher from s to t, with an x0 in the range of images, as the authors' code clips it."""
+        x0 = self.evaluate(denoiser, x, s, batch)
+        return jump(x, x0 if x.ndim == 2 else x0.clamp(-1, 1), s, t)
 
     def matched(self, x_s: Tensor, s: Tensor, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """The loss of a student whose one step from x_s is to land on x_t."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from students.diffusion.denoiser import expand
-from students.distillation.functions import jump, randint
+from students.distillation.functions import randint
 from students.distillation.trajectory.progressive import Progressive
 from students.errors import FewstepError
 from students.options import Range
@@ -52,6 +52,6 @@ class Tract(Progressive):
         s, t, e = levels[i], levels[i + 1], levels[end]
         x_s = x0 + expand(s, x0) * batch.noise
         with torch.no_grad():
-            x_t = jump(x_s, self.evaluate(self.teacher, x_s, s, batch), s, t)
-            x_e = jump(x_t, self.evaluate(self.target, x_t, t, batch), t, e)  # x_t itself where t is the end
+            x_t = self.step(self.teacher, x_s, s, t, batch)
+            x_e = self.step(self.target, x_t, t, e, batch)  # x_t itself where t is the end
         return self.matched(x_s, s, x_e, e, batch)
