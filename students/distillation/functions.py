@@ -29,7 +29,7 @@ def heun_jump(denoise, x: Tensor, s: Tensor, t: Tensor, condition: Tensor | None
 
 
 def moved(step, network, x: Tensor, start: Tensor, end: Tensor, condition: Tensor | None) -> Tensor:
-    """x (N, ...) after `step(network, x, start, end, condition)`; rows whose levels (N,) are equal cost no evaluation."""
+    """x (N, ...) after `step(network, x, start, end, condition)`, without those rows whose two levels, (N,), are one."""
     rows = (start != end).nonzero()[:, 0]
     if not len(rows):
         return x

@@ -41,7 +41,7 @@ class ConsistencyTrajectory(Distillation):
 
     budget = 1.9
     settings = {"batch_size": 64}
-    target_decay = 0.5  # the paper's 0.999 is over hundreds of thousands of updates
+    target_decay = 0.5  # of a few updates, as a longer average holds back so short a training
 
     def __init__(self, teacher, start, options=None):
         super().__init__(teacher, start, options)
