@@ -29,7 +29,7 @@ def heun_jump(denoise, x: Tensor, s: Tensor, t: Tensor, condition: Tensor | None
 
 
 def moved(step, network, x: Tensor, start: Tensor, end: Tensor, condition: Tensor | None) -> Tensor:
-    """x (N, ...) after `step(network, x, start, end, condition)`, without those rows whose two levels, (N,), are one."""
+    """x (N, ...) after `step(network, x, start, end, condition)`, but of rows whose two levels, (N,), are one."""
     rows = (start != end).nonzero()[:, 0]
     if not len(rows):
         return x
@@ -96,13 +96,14 @@ def draw_scales(n: int, generator: torch.Generator) -> Tensor:
     return 1 + (LARGEST_SCALE - 1) * torch.rand(n, 1, generator=generator, device=generator.device)
 
 
-def slow_time(network: Network, times: Tensor, updates: int = 500, lr: float = 1e-2) -> None:
-    """Give a trained network an embedding of t slow enough for `tangent`, regressed on the one it had at `times`, (N,).
+def slow_time(network: Network, first: float, last: float, updates: int = 500, lr: float = 1e-2) -> None:
+    """Give a trained network an embedding of t slow enough for `tangent`, like the one it had for t from first to last.
 
     For networks that are to keep what they know; one that starts from scratch needs `Network.slow_time` alone.
     """
     if network.scale <= SLOW:
         return
+    times = torch.linspace(first, last, 256, device=next(network.parameters()).device)
     with torch.no_grad():
         wanted = network.embed_time(times)
     network.slow_time(SLOW)

@@ -10,6 +10,7 @@ from students.diffusion.denoiser import expand
 from students.diffusion.schedules import Flow
 from students.distillation.functions import SLOW, tangent
 from students.distillation.method import Distillation, untrained
+from students.networks.network import as_network
 from students.options import Range
 from students.samplers import Sampler
 from students.samplers.mean_velocity import mean_velocity
@@ -26,8 +27,9 @@ class MeanFlow(Distillation):
     logistic-normal (-0.4, 1.6^2), the larger being t; a variance of 1, the paper's for ImageNet, leaves t = 1, where
     sampling starts, to trainings a hundred times as long. In a share of `flow_share` of a batch r = t, where the target
     is v itself. c = 1e-3, and p = 1 for images; for vectors 1/2, as |u - u_target|^2 varies so much between rows of few
-    dimensions that the weights move the minimum. The network's embedding of t is slow, as the derivative passes through
-    it. From scratch: no teacher is asked for anything.
+    dimensions that the weights move the minimum. The derivative passes through the network's embedding of time, which
+    is slow for that reason, and there is no dropout, of which it and the loss would draw different masks. From scratch:
+    no teacher is asked for anything.
     """
 
     @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class MeanFlow(Distillation):
 
     def build(self, stage, trained):
         fresh = untrained(self.start, extra=1)
-        fresh.network.slow_time(SLOW)
+        as_network(fresh.network).slow_time(SLOW)
         fresh.schedule, fresh.prediction = Flow(), "flow"
         return fresh
 

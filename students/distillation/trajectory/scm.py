@@ -11,6 +11,7 @@ from students.diffusion.schedules import VE
 from students.distillation.functions import log_normal, shifted, slow_time, tangent
 from students.distillation.method import trainable
 from students.distillation.trajectory.consistency import ConsistencyMethod
+from students.networks.network import as_network
 from students.training.batches import Batch
 
 C = 0.1  # of the tangent normalisation, Sec. 4.1
@@ -23,10 +24,11 @@ class ContinuousConsistency(ConsistencyMethod):
         g = -cos(t)^2 (d F - v) - r (cos(t) sin(t) x + d cos(t) sin(t) dF/dt),    g <- g / (|g| + 0.1),
         loss = exp(w(t)) / D |F - sg(F) - g|^2 - w(t),    r = min(1, step / warm-up),
 
-    |g| the root mean square, so that 0.1 means the same for images of all sizes, log sigma ~ N(-0.8, 1.6^2), w(t) a
-    learned weight. EDM's preconditioning is TrigFlow's in VE coordinates, with -F for F; so the teacher's weights are
-    where f starts, and D(x, 0) = x is the boundary condition. The derivative along the trajectory is one
-    Jacobian-vector product, in forward mode, which counts as one evaluation.
+    |g| the root mean square, so that 0.1 means the same for images of all sizes, log sigma ~ N(-0.8, 1.6^2), shifted,
+    w(t) a learned weight. EDM's preconditioning is TrigFlow's in VE coordinates, with -F for F; so the teacher's
+    weights are where f starts, and D(x, 0) = x is the boundary condition. The derivative along the trajectory is one
+    Jacobian-vector product, in forward mode, which counts as one evaluation. It passes through the embedding of time:
+    where the paper trains a teacher with a slow one (Sec. 4.1), the student's learns the teacher's first (`slow_time`).
     """
 
     prediction = EDM
@@ -38,8 +40,8 @@ class ContinuousConsistency(ConsistencyMethod):
 
     def build(self, stage, trained):
         model = self.limited(trainable(self.start, VE))
-        ends = torch.tensor([model.schedule.t_min, model.schedule.t_max]).log() / 4
-        slow_time(model.network, torch.linspace(*ends.tolist(), 256, device=next(model.parameters()).device))
+        schedule = model.schedule
+        slow_time(as_network(model.network), math.log(schedule.t_min) / 4, math.log(schedule.t_max) / 4)
         return Weighted(model)
 
     def sampled(self, model):

@@ -252,6 +252,22 @@ def test_dropout_can_be_set(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_the_embedding_of_time_can_be_slowed(name):
+    network = make(name)
+    x, t, condition = inputs(network, name)
+    before, fast = network(x, t, condition), network.scale
+    network.slow_time(2 * fast)
+    assert torch.equal(network(x, t, condition), before) and network.scale == fast
+    network.slow_time(0.5)
+    has = name in ("unet", "unet2d")
+    assert torch.equal(network(x, t, condition), before) != has
+    again = build_network(json.loads(json.dumps(network.config))).eval()
+    again.load_state_dict(network.state_dict())
+    assert again.scale == (0.5 if has else fast)
+    assert torch.equal(again(x, t, condition), network(x, t, condition))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_forward_derivatives(name):
     network = make(name, 3).double()
     network.add_extra(1)
@@ -301,10 +317,12 @@ def test_networks_of_others_are_refused_by_name():
         (lambda: plain.last_layer, "shows no last layer"),
         (lambda: plain.feature_channels, "shows no last layer"),
         (lambda: plain.config, "cannot be built from a config"),
+        (lambda: plain.embed_time(torch.zeros(1)), "embeds no time by itself"),
     ]:
         with pytest.raises(FewstepError, match=f"^Plain {what}: start from"):
             ask()
     plain.set_dropout(0.0)
+    plain.slow_time(0.0)
 
 
 # The weights that ship

@@ -1,0 +1,65 @@
+"""What methods share: log-normal levels, steps of those rows alone that move, a slow embedding of time."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from students.diffusion.schedules import VE
+from students.distillation.functions import SLOW, heun_jump, log_normal, moved, shifted, slow_time, tangent
+from students.models.load import load_start
+from students.networks import build_network
+from students.samplers.leaps import leap
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 0.75, 2.0])
+def test_levels_are_as_far_from_the_size_of_the_data_as_in_the_papers(sigma_data):
+    generator = torch.Generator().manual_seed(0)
+    levels = log_normal(20_000, shifted(-1.1, sigma_data), 2.0, VE(1e-6, 1e6), generator)
+    assert (levels / sigma_data).log().mean().item() == pytest.approx(-1.1 - math.log(0.5), abs=0.05)
+
+
+def square(x, t, condition):
+    assert len(x) == len(t) == len(condition) == 2
+    return x**2 * condition[:, None]
+
+
+def test_rows_that_stay_are_not_evaluated():
+    x = torch.tensor([[2.0], [3.0], [4.0]], requires_grad=True)
+    start, end, condition = torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0.5, 1.0, 1.0]), torch.tensor([1, 2, 3])
+    out = moved(heun_jump, square, x, start, end, condition)
+    rows = torch.tensor([0, 2])
+    torch.testing.assert_close(out[rows], heun_jump(square, x[rows], start[rows], end[rows], condition[rows]))
+    assert out[1] == x[1]
+    out.sum().backward()
+    assert x.grad[1] == 1 and (x.grad[rows] != 1).all()
+    assert moved(leap, None, x, start, start, condition) is x
+
+
+def test_a_network_given_a_slow_embedding_computes_what_it_did_and_is_built_again_from_its_config():
+    network = copy.deepcopy(load_start("digits")[1].network).requires_grad_(True)
+    x, t, condition = torch.randn(200, 1, 8, 8), torch.linspace(-1.2, 0.8, 200), torch.arange(200) % 10
+
+    def change(t):
+        with torch.no_grad():
+            return tangent(lambda t: network(x, t, condition), (t,), (torch.ones_like(t),))
+
+    before, fast = change(t)
+    slow_time(network, -1.2, 0.8)
+    after, slow = change(t)
+    assert (after - before).square().mean() < before.square().mean() / 1000
+    assert slow.square().mean() < fast.square().mean() / 10
+    config = json.loads(json.dumps(network.config))
+    assert config["scale"] == SLOW and not any(p.grad is not None for p in network.parameters())
+    again = build_network(config)
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again(x, t, condition), network(x, t, condition))
+
+
+def test_a_network_whose_embedding_is_slow_keeps_it():
+    network = copy.deepcopy(load_start("gaussians")[1].network).requires_grad_(True)
+    before = copy.deepcopy(network.state_dict())
+    slow_time(network, -1.2, 0.8)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())

@@ -1,0 +1,143 @@
+"""What single methods must hold, on networks and batches that need no training."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import students
+from students.distillation.functions import jump
+from students.distillation.trajectory import ctm
+from students.models.load import load_start
+from students.training import quality
+from students.training.batches import Batch, Data
+from students.training.distill import method_class, train_method
+
+
+def begun(name: str, task: str, steps: int = 100):
+    method = method_class(name)(*load_start(task))
+    method.begin(method.stages[0], {}, steps)
+    return method
+
+
+def batch_of(method, n: int) -> Batch:
+    shape = (n, *method.start.shape)
+    classes = method.start.classes
+    condition = None if classes is None else torch.arange(n) % classes
+    return Batch(noise=torch.randn(shape), condition=condition, data=Data(torch.randn(shape).clamp(-1, 1), condition))
+
+
+# Dropout: what is compared with itself is one function
+
+
+@pytest.mark.parametrize("name", ["consistency_training", "ict", "ecm", "meanflow", "scm"])
+def test_the_network_that_is_its_own_target_has_no_dropout(name):
+    method = begun(name, "digits")
+    assert {module.p for module in method.model.modules() if isinstance(module, nn.Dropout)} == {0.0}
+    batch = batch_of(method, 8)
+    losses = [method.loss(batch, 0, torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*losses)
+
+
+def test_the_average_of_an_untrained_network_is_that_network():
+    method = begun("consistency_training", "digits")
+    x, t, condition = torch.randn(4, 1, 8, 8), torch.full((4,), 2.0), torch.arange(4)
+    assert method.model.training and not method.target.training
+    assert torch.equal(method.model(x, t, condition), method.target(x, t, condition))
+
+
+# Levels
+
+
+def test_levels_of_ict_double_as_in_the_paper_where_there_are_as_many_updates():
+    method = begun("ict", "gaussians", steps=400_000)
+    period = math.floor(400_000 / (math.log2(1280 / 10) + 1))
+    assert period == 50_000
+    for step in (0, 1, 49_999, 50_000, 123_456, 399_999):
+        assert method.count(step) == min(10 * 2 ** (step // period), 1280) + 1
+
+
+@pytest.mark.parametrize("steps, counts", [(10, 1), (1999, 1), (2000, 2), (4000, 4), (4999, 4), (50_000, 8)])
+def test_levels_of_ict_double_no_faster_than_every_thousand_updates(steps, counts):
+    method = begun("ict", "gaussians", steps)
+    seen = [method.count(step) for step in range(steps)]
+    assert sorted(set(seen)) == [10 * 2**i + 1 for i in range(counts)]
+    assert all(seen.count(count) >= min(1000, steps) for count in set(seen))
+
+
+@pytest.mark.parametrize("name", ["ict", "ecm"])
+def test_levels_follow_the_size_of_the_data(name):
+    teacher, start = load_start("gaussians")
+    means = []
+    for size in (0.25, 0.5):
+        start.sigma_data = size
+        method = method_class(name)(teacher, start)
+        method.begin("", {}, 400_000)
+        s, t = method.neighbours(20_000, 399_999, torch.Generator().manual_seed(0))
+        assert (s > t).all()
+        means.append(s.log().mean().item())
+    assert means[1] - means[0] == pytest.approx(math.log(2), abs=0.15)
+
+
+# What is evaluated
+
+
+def forward_only(step):
+    def checked(network, x, start, end, condition):
+        assert (start > end).all()
+        return step(network, x, start, end, condition)
+
+    return checked
+
+
+@pytest.mark.parametrize("task", ["gaussians", "digits"])
+def test_ctm_makes_no_leap_from_a_level_to_itself(task, monkeypatch):
+    method = begun("ctm", task)
+    for name in ("leap", "heun_jump"):
+        monkeypatch.setattr(ctm, name, forward_only(getattr(ctm, name)))
+    rows = [0]
+    for network in (method.teacher, method.target, method.model):
+        (network if isinstance(network, nn.Module) else network.network).register_forward_pre_hook(
+            lambda module, arguments: rows.append(len(arguments[0]))
+        )
+    generator, n = torch.Generator().manual_seed(0), 500
+    for step in range(3):
+        terms = method.loss(batch_of(method, n), step, generator)
+        assert all(term.isfinite() for term in terms.values())
+    assert sum(rows) / (3 * n) == pytest.approx(method.evaluations, rel=0.05)
+
+
+# Clipping
+
+
+@pytest.mark.parametrize(("task", "x0"), [("digits", 1.0), ("gaussians", 3.0)])
+def test_x0_is_clipped_in_the_steps_of_teachers_of_images(task, x0):
+    for name in ("progressive", "tract"):
+        method = begun(name, task)
+        batch = batch_of(method, 3)
+        s, t = torch.tensor([4.0, 2.0, 1.0]), torch.tensor([2.0, 1.0, 0.5])
+
+        def far(x, sigma, condition):
+            return torch.full_like(x, 3.0)
+
+        x = batch.noise
+        assert torch.equal(method.step(far, x, s, t, batch), jump(x, torch.full_like(x, x0), s, t))
+
+
+# Embeddings of time
+
+
+@pytest.mark.parametrize("name", ["meanflow", "scm"])
+def test_the_slow_embedding_survives_saving_and_loading(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "SAMPLES", 20)
+    settings = {"steps": 2, "batch_size": 8}
+    train_method(name, "digits", out=tmp_path / "out", state=tmp_path / "state", settings=settings)
+    loaded = students.load(f"{name}:weights={tmp_path / 'out'}", task="digits")
+    assert [network.scale for network in loaded.networks()] == [4.0]
+    assert loaded.sample(1, seeds=range(2)).isfinite().all()
+
+
+def test_networks_of_other_students_are_built_with_the_embedding_of_their_teacher():
+    for name in ("consistency", "boot", "ddim"):
+        assert {network.scale for network in students.load(name, task="digits").networks()} == {250}
