@@ -149,7 +149,8 @@ class Distillation:
 def trainable(denoiser: Denoiser, kind=None, dropout: bool = False, extra: int = 0, prediction=None) -> Denoiser:
     """A copy to be trained, under a schedule of another `kind` if one is given, with another `prediction` likewise.
 
-    dropout: keep the network's dropout, for methods that learn from data; what learns from a teacher needs none.
+    dropout: keep the network's dropout, for methods whose target is data; one that is a network's output would have to
+        see the same mask.
     extra: how many extra inputs its network is given room for. Raises FewstepError where it has none to give.
     """
     copied = copy.deepcopy(denoiser if kind is None else under(denoiser, kind)).requires_grad_(True).train()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from students.diffusion.schedules import VE
-from students.distillation.functions import SLOW, heun_jump, log_normal, moved, shifted, slow_time, tangent
+from students.distillation.functions import SLOW, heun_jump, log_normal, moved, shifted, slow_time
 from students.models.load import load_start
 from students.networks import build_network
 from students.samplers.leaps import leap
@@ -42,15 +42,11 @@ def test_a_network_given_a_slow_embedding_computes_what_it_did_and_is_built_agai
     network = copy.deepcopy(load_start("digits")[1].network).requires_grad_(True)
     x, t, condition = torch.randn(200, 1, 8, 8), torch.linspace(-1.2, 0.8, 200), torch.arange(200) % 10
 
-    def change(t):
-        with torch.no_grad():
-            return tangent(lambda t: network(x, t, condition), (t,), (torch.ones_like(t),))
-
-    before, fast = change(t)
-    slow_time(network, -1.2, 0.8)
-    after, slow = change(t)
-    assert (after - before).square().mean() < before.square().mean() / 1000
-    assert slow.square().mean() < fast.square().mean() / 10
+    with torch.no_grad():
+        before = network(x, t, condition)
+        slow_time(network, -1.2, 0.8)
+        after = network(x, t, condition)
+    assert 0 < (after - before).square().mean() < before.square().mean() / 1000
     config = json.loads(json.dumps(network.config))
     assert config["scale"] == SLOW and not any(p.grad is not None for p in network.parameters())
     again = build_network(config)
