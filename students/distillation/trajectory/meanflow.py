@@ -36,7 +36,7 @@ class MeanFlow(Distillation):
     class Options:
         flow_share: Annotated[float, Range(0, 1)] = 0.75
 
-    budget = 0.8
+    budget = 0.53
     settings = {"lr": 2e-3}
     vector_settings = {"batch_size": 512}
 
