@@ -1,6 +1,5 @@
 """Mathematics that methods share: distances, random levels, steps in VE coordinates, forward-mode derivatives."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -78,11 +77,6 @@ def distance(name: str, shape: Sequence[int], device) -> Callable[[Tensor, Tenso
 def randint(high: int, n: int, generator: torch.Generator) -> Tensor:
     """(n,) integers from 0 to high - 1, uniform."""
     return torch.randint(high, (n,), generator=generator, device=generator.device)
-
-
-def shifted(mean: float, sigma_data: float) -> float:
-    """The mean of log sigma that is for data of this size what `mean`, as papers give it, is for sigma_data = 0.5."""
-    return mean + math.log(sigma_data / 0.5)
 
 
 def log_normal(n: int, mean: float, std: float, schedule: VE, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from students.diffusion.denoiser import expand, under
 from students.diffusion.grids import polynomial
 from students.diffusion.preconditioning import EDM
 from students.diffusion.schedules import VE
-from students.distillation.functions import log_normal, pseudo_huber, randint, shifted, squared
+from students.distillation.functions import log_normal, pseudo_huber, randint, squared
 from students.distillation.method import trainable, untrained
 from students.distillation.trajectory.consistency import ConsistencyMethod
 from students.training.batches import Batch
@@ -79,8 +79,8 @@ class ImprovedConsistencyTraining(ConsistencyTraining):
 
         N(k) = min(s0 2^floor(k / K'), s1) + 1,    K' = floor(K / (log2(s1 / s0) + 1)),    s0 = 10, s1 = 1280,
 
-    the level s_i drawn with the probability that log sigma ~ N(-1.1, 2^2), shifted to the size of the data (`shifted`),
-    lies between it and the next (Sec. 3.3-3.5). s1 is halved until K' is 1,000 updates or more, of which the paper has
+    the level s_i drawn with the probability that log(sigma / 2d) ~ N(-1.1, 2^2) lies between it and the next, d =
+    sigma_data, the paper's 0.5 (Sec. 3.3-3.5). s1 is halved until K' is 1,000 updates or more, of which the paper has
     50,000: where levels double faster than they are learned, the function is worst at those between noise and data,
     which a second step starts from.
     """
@@ -95,8 +95,8 @@ class ImprovedConsistencyTraining(ConsistencyTraining):
         return self.s0 * 2 ** min(step // period, int(doublings)) + 1
 
     def neighbours(self, n, step, generator):
-        model, levels = self.model, self.levels(step).to(generator.device)
-        edges = torch.erf((levels.log() - shifted(-1.1, model.sigma_data)) / (math.sqrt(2) * 2.0))
+        levels = self.levels(step).to(generator.device)
+        edges = torch.erf(((levels / (2 * self.model.sigma_data)).log() + 1.1) / (math.sqrt(2) * 2.0))
         i = torch.multinomial(edges[:-1] - edges[1:], n, replacement=True, generator=generator)
         return levels[i], levels[i + 1]
 
@@ -112,8 +112,8 @@ class EasyConsistencyTuning(ImprovedConsistencyTraining):
 
         t / s = 1 - n(s) / q^a,    n(s) = 1 + k sigmoid(-b s),    a = floor(phases update / updates) + 1,
 
-    q = 2, k = 8, b = 1 (Sec. 3.2, App.); log s ~ N(-1.1, 2^2), shifted, weights 1 / (s - t). EDM's parameterisation is
-    the identity at level 0. There the target is the image itself, which is the denoising loss that the teacher had. The
+    q = 2, k = 8, b = 1 (Sec. 3.2, App.); log s ~ N(-1.1, 2^2), weights 1 / (s - t). EDM's parameterisation is the
+    identity at level 0. There the target is the image itself, which is the denoising loss that the teacher had. The
     paper's dropout is left out, as a training without it came out better at every step count.
     """
 
@@ -126,8 +126,7 @@ class EasyConsistencyTuning(ImprovedConsistencyTraining):
         return self.limited(trainable(self.start, VE))
 
     def neighbours(self, n, step, generator):
-        model = self.model
-        s = log_normal(n, shifted(-1.1, model.sigma_data), 2.0, model.schedule, generator)
+        s = log_normal(n, -1.1, 2.0, self.model.schedule, generator)
         a = self.phases * step // self.steps + 1
         gap = (1 + self.k * torch.sigmoid(-self.b * s)) / self.q**a
         return s, s * (1 - gap).clamp(min=0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from students.diffusion.denoiser import expand
 from students.diffusion.schedules import VE
-from students.distillation.functions import heun_jump, log_normal, moved, randint, shifted, squared
+from students.distillation.functions import heun_jump, log_normal, moved, randint, squared
 from students.distillation.method import Distillation, trainable
 from students.distillation.trajectory.consistency import noise_levels
 from students.options import Range
@@ -71,7 +71,7 @@ class ConsistencyTrajectory(Distillation):
         ours = moved(leap, self.target, leap(self.model, x, t, s, condition), s, end, condition)
         soft = (self.edm_weight(t) * squared(ours, target)).mean()
 
-        sigma = log_normal(n, shifted(-1.2, self.start.sigma_data), 1.2, self.teacher.schedule, generator)
+        sigma = log_normal(n, -1.2, 1.2, self.teacher.schedule, generator)
         noisy = x0 + expand(sigma, x0) * torch.randn(x0.shape, generator=generator, device=x0.device)
         denoising = (self.edm_weight(sigma) * squared(g(self.model, noisy, sigma, sigma, condition), x0)).mean()
         final = self.model.network.last_layer.weight
