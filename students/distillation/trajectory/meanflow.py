@@ -38,7 +38,6 @@ class MeanFlow(Distillation):
 
     budget = 0.53
     settings = {"lr": 2e-3}
-    vector_settings = {"batch_size": 512}
 
     def __init__(self, teacher, start, options=None):
         super().__init__(teacher, start, options)
