@@ -77,10 +77,15 @@ def test_plot_and_leaderboard_from_the_store(tmp_path, monkeypatch, capsys):
     assert "unipc" in board and "ddim" in board and "64 samples" in board
 
 
+def students_cells(out, task) -> list[dict]:
+    """Without the floor and the teacher's own images."""
+    return [cell for cell in Store(out, task).cells() if cell["family"] not in ("real", "teacher")]
+
+
 def test_nfe_budgets_pick_steps(tmp_path, capsys):
     arguments = ["run", "gaussians", "--nfe", "1", "8", "--students", "ddim", "heun", "dpm_solver_2", "rk45"]
     assert main([*arguments, *QUICK, "--out", str(tmp_path)]) == 0
-    steps = {(c["student"], c["steps"]): c["nfe"] for c in Store(tmp_path, "gaussians").cells() if c["family"] not in ("real", "teacher")}
+    steps = {(c["student"], c["steps"]): c["nfe"] for c in students_cells(tmp_path, "gaussians")}
     assert steps[("ddim", 8)] == 8 and steps[("heun", 4)] == 7 and steps[("dpm_solver_2", 4)] == 8
     assert all(nfe <= 8.5 for nfe in steps.values())
     error = capsys.readouterr().err
@@ -91,16 +96,16 @@ def test_nfe_budgets_pick_steps(tmp_path, capsys):
 def test_guidance_costs_two_evaluations(tmp_path):
     arguments = ["run", "digits", "--steps", "3", "--students", "unipc", "--guidance", "1", "2"]
     assert main([*arguments, *QUICK, "--out", str(tmp_path)]) == 0
-    assert {c["guidance"]: c["nfe"] for c in Store(tmp_path, "digits").cells() if c["family"] not in ("real", "teacher")} == {1.0: 3, 2.0: 6}
+    assert {c["guidance"]: c["nfe"] for c in students_cells(tmp_path, "digits")} == {1.0: 3, 2.0: 6}
 
 
 def test_metrics_added_later_are_computed_from_the_store(tmp_path):
     arguments = ["run", "digits", "--steps", "2", "--students", "ddim", *QUICK, "--out", str(tmp_path)]
     assert main([*arguments, "--metrics", "fd"]) == 0
-    first = [c for c in Store(tmp_path, "digits").cells() if c["family"] not in ("real", "teacher")]
+    first = students_cells(tmp_path, "digits")
     assert set(first[0]["metrics"]) == {"fd_digits_cnn"}
     assert main([*arguments, "--metrics", "fd", "prc"]) == 0
-    second = [c for c in Store(tmp_path, "digits").cells() if c["family"] not in ("real", "teacher")]
+    second = students_cells(tmp_path, "digits")
     assert set(second[0]["metrics"]) == {"fd_digits_cnn", "precision_digits_cnn", "recall_digits_cnn"}
     assert second[0]["latency"] == first[0]["latency"], "the samples were not drawn again"
 
