@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.identity import code_hash, digest
-from bench.plan import plan
+from bench.plan import REAL, TEACHER, plan
 from bench.tasks import load_task
 from students.errors import FewstepError
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def ids(task=TASK, runs=(("ddim", 4, 1.0),), dtype="float32"):
-    return [cell.id for cell in plan(task, runs, dtype)]
+    return [cell.id for cell in plan(task, runs, dtype) if cell.student != TEACHER]
 
 
 def test_the_same_plan_has_the_same_ids():
@@ -66,6 +66,13 @@ def test_more_seed_blocks_keep_the_first_ones():
     assert ids(replace(TASK, seed_blocks=TASK.seed_blocks + 1))[: len(ids())] == ids()
 
 
+def test_blocks_that_begin_later_are_those_of_the_same_number():
+    many = plan(replace(TASK, seed_blocks=3), [("ddim", 4, 1.0)])
+    later = plan(replace(TASK, seed_blocks=1), [("ddim", 4, 1.0)], first_block=2)
+    assert [cell.id for cell in many if cell.seed_block == 2] == [cell.id for cell in later if cell.student != REAL]
+    assert later[-1].block == range(2 * TASK.samples, 3 * TASK.samples)
+
+
 def test_code_hash_sees_code_and_not_prose(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path / "hashed_package"
@@ -102,7 +109,7 @@ def test_digest_rejects_what_is_not_plain_json():
 
 
 IDS = """
-from bench.plan import plan
+from bench.plan import REAL, TEACHER, plan
 from bench.tasks import load_task
 import sys
 for name in ("digits", "gaussians"):
