@@ -35,7 +35,7 @@ class ContinuousConsistency(ConsistencyMethod):
     evaluations = 3
     budget = 0.56
     settings = {"lr": 3e-4, "batch_size": 64}  # a normalised tangent hardly grows small, so steps have to
-    vector_settings = {"lr": 2e-4}
+    vector_settings = {"lr": 2e-4, "batch_size": 64}
     warm_up = 0.2  # of the updates; the paper's 10,000 are 2.5 to 10 % of its training
 
     def build(self, stage, trained):
