@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|list|plot|leaderboard|doctor`.
+"""The command line: `python -m bench run|tune|list|plot|leaderboard|doctor`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -72,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--workers", type=_whole, metavar="N", help="processes on this machine (default: what is fastest)")
     run.add_argument("--save-images", action="store_true", help="also keep every image as PNG, beside its cell")
 
+    tune = command("tune", _tune, "choose the grid of each solver and step count: the file of grid=best")
+    tune.add_argument("task", help="a task by name, or the path of a task's YAML file")
+    tune.add_argument("--students", nargs="+", metavar="SPEC", help="solvers (default: the task's rows with grid=best)")
+    tune.add_argument("--steps", nargs="+", type=_whole, metavar="N", help="step counts (default: the task's)")
+    tune.add_argument("--out", type=Path, metavar="FILE", help="default: beside the teacher's weights")
+    tune.add_argument("--device", default="cpu")
+
     listing = command("list", _list, "tasks, students and metrics by name")
     listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics"), help="default: all three")
 
@@ -88,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
             help="parent of run/, reports/, leaderboards/ (default: .)",
         )
     doctor = command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
-    for sub in (run, doctor):
+    for sub in (run, tune, doctor):
         add_data_root(sub)
     return parser
 
@@ -173,6 +180,16 @@ def _say_written(paths: list[Path]) -> None:
     for folder in dict.fromkeys(path.parent for path in paths):
         names = [path.name for path in paths if path.parent == folder]
         print(f"wrote {folder}/: {', '.join(names) if len(names) <= 8 else f'{len(names)} files'}")
+
+
+def _tune(arguments) -> int:
+    from bench.plan import resolve_extractor
+    from bench.tasks import load_task
+    from bench.tune import tune
+
+    task = resolve_extractor(load_task(arguments.task))
+    print(f"wrote {tune(task, arguments.students, arguments.steps, arguments.out, arguments.device)}")
+    return 0
 
 
 def _list(arguments) -> int:

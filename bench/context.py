@@ -60,7 +60,8 @@ class Context:
     @cached_property
     def trajectories(self):
         """The teacher's sampler that faithfulness compares with, loaded apart so that no student's NFE counts it."""
-        return load_student(TEACHER_SOLVER, self.task, load_teacher(self.task.teacher, device=self.device), self.device)
+        spec, teacher = f"{TEACHER_SOLVER}:grid={self.task.grid}", load_teacher(self.task.teacher, device=self.device)
+        return load_student(spec, self.task, teacher, self.device)
 
     def student(self, spec: str):
         """A student by spec, on the task's teacher; a third party's on a copy, as it may change what it is given."""

@@ -34,7 +34,7 @@ from bench.store import FAILED, UNSUPPORTED
 from students.data import Split
 from students.errors import FewstepError, Unsupported, one_line
 from students.nfe import count_nfe, networks_of
-from students.student import Student
+from students.student import SolverStudent, Student
 
 KEPT_SAMPLES = {"image": 16, "vector": 500}  # of each cell, for the sample grids
 LATENCY_CALLS, LATENCY_SECONDS = 5, 0.1
@@ -102,7 +102,7 @@ def _attempt(context: Context, function: Callable, prefix: str = ""):
 
 
 def _about(context: Context, cell: Cell) -> dict:
-    """What a record says of the student itself: its family, and what its training cost."""
+    """What a record says of the student itself: its family, a solver's grid, and what its training or grid cost."""
     if cell.student in (REAL, TEACHER):
         return {"family": cell.student}
     try:
@@ -111,6 +111,8 @@ def _about(context: Context, cell: Cell) -> dict:
         return {"family": Student.family}
     training = getattr(student, "training", None)
     about = {"family": getattr(student, "family", Student.family)}
+    if about["family"] == SolverStudent.family and isinstance(student, SolverStudent):
+        about["grid"] = student.grid_name(cell.steps)
     return about | ({"training": training} if isinstance(training, dict) else {})
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from bench.identity import digest
 from bench.measure import METRICS, TEACHER_SOLVER, TEACHER_STEPS
 from bench.measure.extractors import extractor_identity, extractor_problem
-from bench.subjects import data_code, student_identity, teacher_identity
+from bench.subjects import data_code, grid_taken, student_identity, teacher_identity
 from bench.tasks import Task
 from students.errors import FewstepError, unknown
 from students.models.cards import check_fits
@@ -149,14 +149,16 @@ def plan(
             raise FewstepError(f"steps must be whole numbers of at least 1, got {steps}")
         if guidance != 1 and task.classes is None:
             raise FewstepError(f"task {task.name!r} is unconditional: guidance needs classes; leave --guidance out")
-        model = None if name == TEACHER else parse(name).model
-        if model:
-            check_fits(model, task.shape, task.classes)
-        student = student_identity(TEACHER_SOLVER if name == TEACHER else name, task)
+        spec = parse(f"{TEACHER_SOLVER}:grid={task.grid}" if name == TEACHER else name)
+        if spec.model:
+            check_fits(spec.model, task.shape, task.classes)
+        student = student_identity(spec.name, task) | ({"role": TEACHER} if name == TEACHER else {})
+        if times := grid_taken(spec, task, steps):
+            student = student | {"times": times}
         for block in range(first_block, first_block + task.seed_blocks):
             identity = common | {
-                "student": student | {"role": TEACHER} if name == TEACHER else student,
-                "teacher": None if model else teacher,
+                "student": student,
+                "teacher": None if spec.model else teacher | {"grid": task.grid},  # of faithfulness's samples
                 "steps": steps,
                 "guidance": float(guidance),
                 "dtype": dtype,

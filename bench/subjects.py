@@ -11,6 +11,7 @@ from bench.identity import code_hash
 from bench.tasks import Task
 from students.models import teachers
 from students.models.cards import model_identity
+from students.models.found_grids import default_grid, is_found, read_found
 from students.networks import NETWORKS
 from students.samplers.record import trained_identity
 from students.spec import OBJECT, SCHEDULER, TRAINED, Spec, parse
@@ -28,7 +29,7 @@ def student_identity(name: str, task: Task) -> dict:
     module = spec.target.partition(":")[0]
     identity = {
         "target": spec.target,
-        "options": ({} if spec.model else {"grid": task.grid}) | spec.options,
+        "options": {"grid": default_grid(spec) or task.grid} | spec.options,
         "code": [code_hash(module), code_hash(STUDENT)],
     }
     if spec.model:
@@ -40,6 +41,17 @@ def student_identity(name: str, task: Task) -> dict:
     if spec.kind == SCHEDULER:
         identity["diffusers"] = version("diffusers")
     return identity
+
+
+def grid_taken(spec: Spec, task: Task, steps: int) -> list[float] | None:
+    """The times of a grid that was found for the teacher; None for another grid, or where it has none for the steps.
+
+    Raises FewstepError where there is no file of it.
+    """
+    grid = spec.options.get("grid")
+    if spec.kind == TRAINED or not is_found(grid):
+        return None
+    return read_found(grid, spec, task.teacher).times.get(steps)
 
 
 def _is_third_party(spec: Spec) -> bool:

@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 import uuid
+from dataclasses import replace
 
 import students
 from bench.content import Unknown, content_hash
@@ -11,12 +12,17 @@ from bench.tasks import Task
 from students.data import load_data
 from students.errors import FewstepError, one_line
 from students.models.load import load_teacher
+from students.models.teacher import Teacher
 
 
-def load_student(spec: str, task: Task, teacher, device="cpu", dtype: str = "float32"):
-    """A student on the task's grid; raises FewstepError whatever goes wrong in a third party's code."""
+def load_student(spec: str, task: Task, teacher: Teacher | None, device="cpu", dtype: str = "float32"):
+    """A student of a teacher, None if the spec names a model; a solver without a grid of its own takes the task's.
+
+    Raises FewstepError whatever goes wrong in a third party's code.
+    """
+    on_grid = task.teacher if teacher is None else replace(teacher, grid=task.grid)
     try:
-        return students.load(spec, task=teacher, grid=task.grid, device=device, dtype=dtype)
+        return students.load(spec, task=on_grid, device=device, dtype=dtype)
     except FewstepError:
         raise
     except (Exception, SystemExit) as error:
@@ -45,7 +51,7 @@ def data_hash(name: str) -> str:
 
 def identify(spec: str, task: Task) -> dict:
     """What a third party's student depends on beside its code: its `options`, and the hash of all that it holds."""
-    student = load_student(spec, task, task.teacher)
+    student = load_student(spec, task, load_teacher(task.teacher))
     options = getattr(student, "options", {})
     try:
         json.dumps(options, allow_nan=False)

@@ -1,4 +1,4 @@
-"""`python -m students list`, `train METHOD --task TASK` and `convert IN OUT`."""
+"""`python -m students list`, `train METHOD --task TASK`, `schedule METHOD --task TASK` and `convert IN OUT`."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError, Stopped, unknown
 from students.models.cards import listing
+from students.models.found_grids import SEARCHES
 from students.models.teachers import TEACHERS
 from students.options import parse_assignments
 from students.spec import METHODS, STUDENTS
@@ -37,6 +38,14 @@ def main(argv: list[str] | None = None) -> int:
                        help="of the training: steps, batch_size, lr ... (students/training/settings.py)")  # fmt: skip
     train.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the method (see its file)")
     add_data_root(train)
+    schedule = commands.add_parser("schedule", help="find time grids for a teacher")
+    schedule.add_argument("method", help=", ".join(SEARCHES))
+    schedule.add_argument("--task", required=True, help="a teacher: a task's, FAMILY:NAME, file:PATH, module:attribute")
+    schedule.add_argument("--steps", nargs="+", type=int, metavar="N", help="step counts (default: 1 to 32)")
+    schedule.add_argument("--images", type=int, metavar="N", help="trajectories (default: the method's)")
+    schedule.add_argument("--out", type=Path, help="the file to write (default: beside the teacher's weights)")
+    schedule.add_argument("--device", default="cpu")
+    add_data_root(schedule)
     convert = commands.add_parser("convert", help="a public checkpoint as safetensors, without running its code")
     convert.add_argument("source", type=Path)
     convert.add_argument("out", type=Path, help="ends in .safetensors")
@@ -44,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         apply_data_root(arguments)
-        return {"list": _list, "train": _train, "convert": _convert}[arguments.command](arguments)
+        return {"list": _list, "train": _train, "schedule": _schedule, "convert": _convert}[arguments.command](
+            arguments
+        )
     except Stopped as note:
         if os.environ.get("RANK", "0") == "0":  # of several processes all stop, and one says so
             print(f"note: {note}", file=sys.stderr)
@@ -60,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def _list(arguments) -> int:
     print("students (python -m bench run TASK --students ...):")
     for name, entry in STUDENTS.items():
-        print(f"  {name:<22}{entry.summary}")
+        print(f"  {name:<22}{entry.summary}; grid {entry.grid.name}")  # type: ignore[union-attr]
     print(f"  {'diffusers:<Class>':<22}any scheduler of diffusers, by class name")
     print("public checkpoints, FAMILY:NAME, and of a teacher also FAMILY:NAME:STUDENT; one's own, file:PATH:STUDENT:")
     for spec, summary in listing():
@@ -105,6 +116,17 @@ def _train(arguments) -> int:
 
     for path in paths if is_first() else ():
         print(f"wrote {path} and {path.with_suffix('.json')}")
+    return 0
+
+
+def _schedule(arguments) -> int:
+    from students.optimised_grids.write import write_grids
+
+    path, record = write_grids(
+        *(getattr(arguments, key) for key in ("method", "task", "steps", "images", "out", "device"))
+    )
+    cost = record["cost"]
+    print(f"wrote {path}: {cost['evaluations']:,} network evaluations, {cost['seconds']:g} seconds")
     return 0
 
 

@@ -2,19 +2,22 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from students.errors import FewstepError
+from students.models.found_grids import FoundGrid, is_found, other_teacher, read_found
 from students.models.load import load_teacher
 from students.models.public import load_model
 from students.models.teacher import Teacher, as_teacher
+from students.models.weights import state_hash
 from students.options import Option, Range, check, describe
 from students.samplers.levels import LevelsStudent
 from students.samplers.load import load_trained
 from students.solvers.adaptive import BudgetStudent
 from students.spec import TRAINED, Spec, import_object, parse
-from students.student import MAX_STEPS, SolverStudent, Student
+from students.student import MAX_STEPS, SolverStudent, Student, own_grid
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SOLVER_ARGUMENTS = ["denoise", "x", "times"]
@@ -27,7 +30,9 @@ def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "flo
 
     task: the name of a teacher, `package.module:attribute` of one, a Teacher, or a denoiser; a spec that names a
     checkpoint samples from that instead.
-    grid: the time grid of a solver, unless the spec names one, or a checkpoint; by default the teacher's.
+    grid: the time grid of a solver, unless the spec names one: a name of students/diffusion/grids.py, a list of times, or
+    one that was found for the teacher (students/models/found_grids.py). By default that of the solver's authors
+    (students/spec.py), of a public checkpoint with its own solver that of its card, of anybody's solver the teacher's.
     dtype: of the teacher's network. Other options go to the solver or factory; a factory is given `denoiser`, `teacher`
     and `device` if it takes arguments of these names. Raises FewstepError for unknown names and options.
     """
@@ -41,13 +46,13 @@ def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "flo
             raise FewstepError(f"{spec!r} is a student already, which takes no options: leave {min(options)!r} out")
         return _checked(found, spec)
     if parsed.model:
-        teacher, grid = load_model(parsed.model, device, DTYPES[dtype]), None
+        teacher = load_model(parsed.model, device, DTYPES[dtype])
     elif isinstance(task, str):
         teacher = load_teacher(task, device=device, dtype=DTYPES[dtype])
     else:
         teacher = as_teacher(task)
     if is_solver(found):
-        return _solver_student(found, parsed, teacher, grid, device, options)
+        return _solver_student(found, replace(parsed, options=options), teacher, grid, device, dtype)
     takes = inspect.signature(found).parameters
     offered = {"denoiser": teacher.denoiser, "teacher": teacher, "device": device}
     student = found(**{key: value for key, value in offered.items() if key in takes}, **options)
@@ -70,7 +75,7 @@ def is_solver(found) -> bool:
     return inspect.isfunction(found) and list(inspect.signature(found).parameters)[:3] == SOLVER_ARGUMENTS
 
 
-def _solver_student(solver, parsed: Spec, teacher: Teacher, grid, device, options: dict) -> SolverStudent:
+def _solver_student(solver, parsed: Spec, teacher: Teacher, grid, device, dtype: str) -> SolverStudent:
     takes = describe(solver, (*SOLVER_ARGUMENTS, "noise", "callback"))
     known = takes | {"grid": Option("grid", object)} | GRID_OPTIONS
     parameters = inspect.signature(solver).parameters.values()
@@ -78,14 +83,15 @@ def _solver_student(solver, parsed: Spec, teacher: Teacher, grid, device, option
     if "noise" not in inspect.signature(solver).parameters and not anything:
         raise FewstepError(f"{parsed.name!r} takes no noise: a solver is a function (denoise, x, times, *, noise=None)")
     if anything:
-        known |= {name: Option(name, object) for name in options if name not in known}
-    options = check(repr(parsed.name), options, known)
+        known |= {name: Option(name, object) for name in parsed.options if name not in known}
+    options = check(repr(parsed.name), parsed.options, known)
     if teacher.levels and not options.keys() & {"grid", *GRID_OPTIONS}:
         student = LevelsStudent(teacher.denoiser, teacher.levels, solver, device=device, **options)
         student.name = parsed.name
         return student
+    chosen = options.pop("grid", grid) or own_grid(parsed, teacher.schedule)
     arguments = {
-        "grid": options.pop("grid", grid),
+        "grid": _found(chosen, parsed, teacher, dtype) if is_found(chosen) else chosen,
         "grid_options": {key: options.pop(key) for key in GRID_OPTIONS if key in options},
         "name": parsed.name,
         "device": device,
@@ -96,6 +102,16 @@ def _solver_student(solver, parsed: Spec, teacher: Teacher, grid, device, option
     given = arguments["grid"]
     steps = (len(given) - 1,) if isinstance(given, list | tuple) else range(fewest, MAX_STEPS + 1)
     return SolverStudent(teacher, solver, supported_steps=steps, **arguments, **options)
+
+
+def _found(grid: str, parsed: Spec, teacher: Teacher, dtype: str) -> FoundGrid:
+    """A grid from a file; raises FewstepError if it was found for another teacher, told by its weights in float32."""
+    found = read_found(grid, parsed, teacher.name)
+    if dtype != "float32" and teacher.name:
+        teacher = load_model(teacher.name) if parsed.model else load_teacher(teacher.name)
+    if state_hash(teacher.denoiser) != found.teacher:
+        raise FewstepError(f"{parsed.name}: {other_teacher(grid, parsed, teacher.name)}")
+    return found
 
 
 def _checked(student, spec: str):

@@ -36,39 +36,85 @@ CHECKPOINT_SUFFIXES = (".pkl", ".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
+class PaperGrid:
+    """The time grid that the authors of a solver take for small images: a name of students/diffusion/grids.py.
+
+    source: where that is to be read, a paper or a file in a repository of the authors. Equal steps in t or sqrt(t) are
+    those of a VP schedule; on a VE one, whose t is the noise level, the solver takes the task's grid.
+    """
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Entry:
-    """What a name stands for. `min_steps`: the smallest step count the solver can run."""
+    """What a name stands for. min_steps: the smallest step count the solver can run.
+
+    grid: of a solver, unless its spec names another; None takes the task's.
+    """
 
     target: str
     summary: str
     options: dict = field(default_factory=dict)
     min_steps: int = 1
+    grid: PaperGrid | None = None
 
+
+_DDPM = PaperGrid("uniform", "[2006.11239] Alg. 2: equal steps in t")
+_SONG = PaperGrid("uniform", "[2011.13456]; score_sde_pytorch/sampling.py: equal steps in t")
+_ENDS = PaperGrid("uniform", "steps of its own: of a grid both ends alone matter")
+_DDIM = PaperGrid("quadratic", "[2010.02502] App. D.2, for CIFAR-10")
+_EDM = PaperGrid("polynomial", "[2206.00364] Eq. 5, rho = 7")
+_DPM = PaperGrid("log_snr", "[2206.00927] Sec. 3.4; dpm-solver/README.md: recommended for low-resolution images")
+_UNIPC = PaperGrid("log_snr", "UniPC/example/score_sde_pytorch/sample.sh, for CIFAR-10")
+_DEIS = PaperGrid("quadratic", "[2204.13902]; deis/README.md: ts_phase t, ts_order 2")
+_PNDM = PaperGrid("uniform", "[2202.09778]; PNDM/runner/runner.py: every k-th of the network's steps")
+_IPNDM = PaperGrid("uniform", "[2204.13902], which names it; deis/th_deis/sampler.py: order 1 in t")
+_IPNDM_V = PaperGrid("polynomial", "diff-sampler/diff-solvers-main/sample.py: rho = 7")
 
 STUDENTS = {
-    "ddpm": Entry("students.solvers.ancestral:ddpm", "ancestral sampling [2006.11239]"),
-    "euler_maruyama": Entry("students.solvers.sde:euler_maruyama", "reverse SDE, Euler-Maruyama [2011.13456]"),
-    "predictor_corrector": Entry("students.solvers.sde:predictor_corrector", "reverse SDE, Langevin [2011.13456]"),
-    "adaptive_sde": Entry("students.solvers.adaptive:adaptive_sde", "Gotta Go Fast; steps = NFE budget [2105.14080]"),
-    "ddim": Entry("students.solvers.euler:ddim", "DDIM, eta = 0 [2010.02502]"),
-    "euler": Entry("students.solvers.euler:euler", "Euler on the probability-flow ODE [2206.00364]"),
-    "heun": Entry("students.solvers.euler:heun", "Heun, last step Euler [2206.00364]"),
-    "dpm2": Entry("students.solvers.euler:dpm2", "midpoint at the geometric mean, last step Euler [2206.00364]"),
-    "edm_stochastic": Entry("students.solvers.euler:edm_stochastic", "Heun with churn [2206.00364]"),
-    "dpm_solver_2": Entry("students.solvers.dpm_solver:dpm_solver", "singlestep, order 2 [2206.00927]", {"order": 2}),
-    "dpm_solver_3": Entry("students.solvers.dpm_solver:dpm_solver", "singlestep, order 3 [2206.00927]", {"order": 3}),
-    "dpm_solver": Entry("students.solvers.dpm_solver:dpm_solver_fast", "DPM-Solver-fast; steps = NFE [2206.00927]"),
-    "dpm_solver_pp": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp", "DPM-Solver++ 2M [2211.01095]"),
-    "dpm_solver_pp_3m": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp", "3M [2211.01095]", {"order": 3}),
-    "dpm_solver_pp_2s": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp_2s", "singlestep 2S [2211.01095]"),
-    "dpm_solver_pp_sde": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp_sde", "SDE-2M [2211.01095]"),
-    "unipc": Entry("students.solvers.unipc:unipc", "UniPC, order 3, B2 [2302.04867]"),
-    "unipc_2": Entry("students.solvers.unipc:unipc", "UniPC, order 2, B2 [2302.04867]", {"order": 2}),
-    "deis": Entry("students.solvers.deis:deis", "tAB-DEIS, order 3 [2204.13902]"),
-    "pndm": Entry("students.solvers.pndm:pndm", "PNDM, Runge-Kutta warm-up [2202.09778]", min_steps=4),
-    "ipndm": Entry("students.solvers.pndm:ipndm", "iPNDM, lower-order warm-up [2202.09778]"),
-    "ipndm_v": Entry("students.solvers.pndm:ipndm_v", "iPNDM with variable-step coefficients"),
-    "rk45": Entry("students.solvers.adaptive:rk45", "Dormand-Prince; steps = NFE budget"),
+    "ddpm": Entry("students.solvers.ancestral:ddpm", "ancestral sampling [2006.11239]", grid=_DDPM),
+    "euler_maruyama": Entry(
+        "students.solvers.sde:euler_maruyama", "reverse SDE, Euler-Maruyama [2011.13456]", grid=_SONG
+    ),
+    "predictor_corrector": Entry(
+        "students.solvers.sde:predictor_corrector", "reverse SDE, Langevin [2011.13456]", grid=_SONG
+    ),
+    "adaptive_sde": Entry(
+        "students.solvers.adaptive:adaptive_sde", "Gotta Go Fast; steps = NFE budget [2105.14080]", grid=_ENDS
+    ),
+    "ddim": Entry("students.solvers.euler:ddim", "DDIM, eta = 0 [2010.02502]", grid=_DDIM),
+    "euler": Entry("students.solvers.euler:euler", "Euler on the probability-flow ODE [2206.00364]", grid=_EDM),
+    "heun": Entry("students.solvers.euler:heun", "Heun, last step Euler [2206.00364]", grid=_EDM),
+    "dpm2": Entry(
+        "students.solvers.euler:dpm2", "midpoint at the geometric mean, last step Euler [2206.00364]", grid=_EDM
+    ),
+    "edm_stochastic": Entry("students.solvers.euler:edm_stochastic", "Heun with churn [2206.00364]", grid=_EDM),
+    "dpm_solver_2": Entry(
+        "students.solvers.dpm_solver:dpm_solver", "singlestep, order 2 [2206.00927]", {"order": 2}, grid=_DPM
+    ),
+    "dpm_solver_3": Entry(
+        "students.solvers.dpm_solver:dpm_solver", "singlestep, order 3 [2206.00927]", {"order": 3}, grid=_DPM
+    ),
+    "dpm_solver": Entry(
+        "students.solvers.dpm_solver:dpm_solver_fast", "DPM-Solver-fast; steps = NFE [2206.00927]", grid=_DPM
+    ),
+    "dpm_solver_pp": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp", "DPM-Solver++ 2M [2211.01095]", grid=_DPM),
+    "dpm_solver_pp_3m": Entry(
+        "students.solvers.dpm_solver_pp:dpm_solver_pp", "3M [2211.01095]", {"order": 3}, grid=_DPM
+    ),
+    "dpm_solver_pp_2s": Entry(
+        "students.solvers.dpm_solver_pp:dpm_solver_pp_2s", "singlestep 2S [2211.01095]", grid=_DPM
+    ),
+    "dpm_solver_pp_sde": Entry("students.solvers.dpm_solver_pp:dpm_solver_pp_sde", "SDE-2M [2211.01095]", grid=_DPM),
+    "unipc": Entry("students.solvers.unipc:unipc", "UniPC, order 3, B2 [2302.04867]", grid=_UNIPC),
+    "unipc_2": Entry("students.solvers.unipc:unipc", "UniPC, order 2, B2 [2302.04867]", {"order": 2}, grid=_UNIPC),
+    "deis": Entry("students.solvers.deis:deis", "tAB-DEIS, order 3 [2204.13902]", grid=_DEIS),
+    "pndm": Entry("students.solvers.pndm:pndm", "PNDM, Runge-Kutta warm-up [2202.09778]", min_steps=4, grid=_PNDM),
+    "ipndm": Entry("students.solvers.pndm:ipndm", "iPNDM, lower-order warm-up [2202.09778]", grid=_IPNDM),
+    "ipndm_v": Entry("students.solvers.pndm:ipndm_v", "iPNDM with variable-step coefficients", grid=_IPNDM_V),
+    "rk45": Entry("students.solvers.adaptive:rk45", "Dormand-Prince; steps = NFE budget", grid=_ENDS),
 }
 _TRAJECTORY = "students.distillation.trajectory"
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from students.diffusion.denoiser import guided
-from students.diffusion.grids import make_grid
+from students.diffusion.grids import make_grid, quadratic, uniform
 from students.diffusion.noise import SeedNoise
+from students.diffusion.schedules import VE
 from students.errors import FewstepError, Unsupported, UnsupportedSteps
+from students.models.found_grids import FoundGrid, default_grid
 from students.models.teacher import as_teacher
 from students.nfe import module_attributes
-from students.spec import import_object, parse
+from students.spec import Spec, import_object, parse
 from students.whole import whole_numbers
 
 MAX_STEPS = 1000
@@ -113,8 +115,9 @@ class SolverStudent(Student):
     """A teacher, a solver and a time grid.
 
     teacher: a Teacher, or a denoiser (students/diffusion/denoiser.py). solver: a function of students/solvers or one's
-    own, or a name of students/spec.py. grid: a name of students/diffusion/grids.py, or a list of times; None for the
-    teacher's. Other options go to the solver.
+    own, or a name of students/spec.py. grid: a name of students/diffusion/grids.py, a list of times, or a FoundGrid,
+    whose step counts are then those supported; None for that of the solver's name, else for the teacher's. Other options
+    go to the solver.
     """
 
     family = "solver"
@@ -140,6 +143,7 @@ class SolverStudent(Student):
         if isinstance(solver, str):
             spec = parse(solver)
             name, solver, options = name or spec.name, import_object(spec.target), spec.options | options
+            grid = grid or own_grid(spec, teacher.schedule)
         self.solver = solver
         self.grid, self.grid_options = grid or teacher.grid, grid_options or {}
         self.name = name or solver.__name__
@@ -147,19 +151,43 @@ class SolverStudent(Student):
         self.supported_steps = supported_steps
         self.solver_options = options
         self.options = {"grid": self.grid, **self.grid_options, **options}
-        steps = len(self.grid) - 1 if isinstance(self.grid, list | tuple) else 1
+        if isinstance(self.grid, FoundGrid):
+            self.options["grid"] = {str(n): times for n, times in self.grid.times.items()}
+            self.training = self.grid.cost
+            self.supported_steps = sorted(n for n in self.grid.times if n in supported_steps)
+            counts = self.supported_steps
+        else:
+            counts = [len(self.grid) - 1 if isinstance(self.grid, list | tuple) else 1]
         try:
-            make_grid(self.grid, teacher.schedule, steps, **self.grid_options)
+            for n in counts:  # raises for times that are none, and a name or option that is wrong
+                self.times(n)
         except FewstepError as error:
             raise FewstepError(f"{self.name}: {error}") from error
 
     def times(self, n_steps: int) -> Tensor:
-        return make_grid(self.grid, self.denoiser.schedule, n_steps, **self.grid_options)
+        grid = self.grid.times[n_steps] if isinstance(self.grid, FoundGrid) else self.grid
+        return make_grid(grid, self.denoiser.schedule, n_steps, **self.grid_options)
+
+    def grid_name(self, n_steps: int) -> str:
+        """The grid of so many steps, "list" for times that were given."""
+        if isinstance(self.grid, FoundGrid):
+            return self.grid.names.get(n_steps, "")
+        return self.grid if isinstance(self.grid, str) else "list"
 
     def generate(self, n_steps, noise, conditions, guidance):
         times = self.times(n_steps)
         x = noise() * self.denoiser.schedule.sigma(times[0])
         return self.solver(guided(self.denoiser, conditions, guidance), x, times, noise=noise, **self.solver_options)
+
+
+def own_grid(spec: Spec, schedule) -> str | None:
+    """The grid of a solver whose spec names none (`default_grid`); None for the teacher's.
+
+    That also where it is equal steps in t or sqrt(t), the time of a VP schedule, and the schedule is VE, whose time is
+    the noise level.
+    """
+    grid = default_grid(spec)
+    return None if isinstance(schedule, VE) and grid in (uniform.__name__, quadratic.__name__) else grid
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -25,6 +25,7 @@ LAYERS = [
     ["solvers"],
     ["samplers"],
     ["loading", "__init__"],
+    ["optimised_grids"],
     ["training"],
     ["distillation"],
     ["text"],
@@ -34,7 +35,7 @@ RANKS = {f"students.{name}": rank for rank, names in enumerate(LAYERS) for name 
 SAMPLING = ["samplers", "solvers", "networks", "diffusion", "models", "student", "nfe", "spec", "loading"]
 WITHOUT_TORCH = [
     "students", "students.spec", "students.options", "students.models.teachers", "students.models.weights",
-    "students.models.cards", "students.samplers", "students.samplers.record", "students.networks",
+    "students.models.cards", "students.models.found_grids", "students.samplers", "students.samplers.record", "students.networks",
     "students.distillation", "students.__main__", "bench.plan", "bench.tasks", "bench.cli",
 ]  # fmt: skip
 HOOKS = {"register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"}

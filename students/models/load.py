@@ -57,6 +57,13 @@ def load_teacher(name: str, weights: Path | None = None, device="cpu", dtype=tor
     return Teacher(denoiser, made.grid, prior, name=name)
 
 
+def load_named(name: str, device="cpu", dtype=torch.float32) -> Teacher:
+    """A teacher by any name: of TEACHERS, `family:name`, `file:PATH`, or `package.module:attribute`."""
+    if name.partition(":")[0] in (FILE, *families()):
+        return load_model(name, device, dtype)
+    return load_teacher(name, device=device, dtype=dtype)
+
+
 def _load_own(name: str, device) -> Teacher:
     if name.partition(":")[0] in (FILE, *families()):
         raise FewstepError(f"{name!r} is a checkpoint, no teacher of a task: name a student of it, {name}:heun")
@@ -90,13 +97,11 @@ def load_start(task: str, teacher: str | None = None, device="cpu", dtype=torch.
         raise FewstepError(f"teacher {teacher!r} names no checkpoint: write {FILE}:PATH")
     if teacher is None:
         found = load_teacher(task, device=device, dtype=dtype)
-    elif teacher.partition(":")[0] in (FILE, *families()):
-        found = load_model(teacher, device, dtype)
-    elif teacher.endswith(".safetensors"):
+    elif teacher.endswith(".safetensors") and not teacher.startswith(f"{FILE}:"):
         own = trained_name(task) if entry(task).exact else task
         found = load_teacher(own, Path(teacher), device, dtype)
     else:
-        found = load_teacher(teacher, device=device, dtype=dtype)
+        found = load_named(teacher, device, dtype)
     wanted, made = (recipe(task).shape, classes(task)), (found.shape, found.classes)
     if made != wanted:
         raise FewstepError(f"teacher {teacher} has (shape, classes) {made}, task {task!r} asks for {wanted}")

@@ -3,6 +3,7 @@
 A task of `bench` and `python -m students train --task` mean the same by a name. Importing this module imports no torch.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +166,16 @@ def weights_folder(name: str) -> Path:
 def teacher_weights(name: str) -> Path:
     """The weights of a teacher that ships, or of the network that students of an exact one start from."""
     return weights_folder(trained_name(name)) / "teacher.safetensors"
+
+
+def training_evaluations(name: str) -> int | None:
+    """Network evaluations of a teacher's own training (for an exact one: of the network that students start from).
+
+    None for a teacher without a line here, of which they are not known.
+    """
+    if name not in TEACHERS:
+        return None
+    return json.loads(teacher_weights(name).with_suffix(".json").read_text())["images_seen"]
 
 
 def teacher_identity(name: str) -> dict:

@@ -30,6 +30,7 @@ from students.diffusion.denoiser import expand, guided
 from students.diffusion.grids import LAM_CLIP, make_grid
 from students.diffusion.noise import SeedNoise
 from students.errors import FewstepError, UnsupportedSteps
+from students.models.found_grids import FoundGrid
 from students.nfe import setup
 from students.options import Range
 from students.solvers.euler import euler_step
@@ -299,6 +300,8 @@ class BudgetStudent(SolverStudent):
     def __init__(self, teacher, solver, grid=None, shape=None, **options):
         if "tolerance" in options:
             raise FewstepError("the tolerance follows from the number of steps, which is an NFE budget: leave it out")
+        if isinstance(grid, FoundGrid):
+            raise FewstepError(f"{options.get('name') or solver.__name__} chooses its own steps: leave its grid out")
         super().__init__(teacher, solver, grid, shape, **options)
         if "supported_steps" not in options:
             self.supported_steps = range(FEWEST_EVALUATIONS.get(self.solver, 1), MAX_STEPS + 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from students.errors import FewstepError
-from students.models.teachers import entry, teacher_weights, trained_name
+from students.models.teachers import training_evaluations
 from students.models.weights import record_path
 from students.options import Range, check, describe
 
@@ -51,12 +51,10 @@ def merged_settings(kind: type[Any], given: dict, vectors: bool) -> dict:
 def teacher_evaluations(task: str, teacher: str | None) -> int | None:
     """Network evaluations of the teacher's own training (for an exact teacher: of the network students start from)."""
     if teacher is None:
-        path = teacher_weights(task if not entry(task).exact else trained_name(task))
-    elif teacher.endswith(".safetensors") and ":" not in teacher:
-        path = Path(teacher)
-    else:
-        return None
-    return json.loads(record_path(path).read_text())["images_seen"]
+        return training_evaluations(task)
+    if teacher.endswith(".safetensors") and ":" not in teacher:
+        return json.loads(record_path(Path(teacher)).read_text())["images_seen"]
+    return None
 
 
 def updates_of_stages(method, reference: int | None, spent: int, budget: float | None, settings: dict) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 
 import students
 from students.errors import FewstepError
+from students.models.teacher import DEFAULT_GRID
 from students.solvers.euler import ddim
 from students.spec import STUDENTS, import_object, parse
 from students.student import SolverStudent, Student
@@ -118,8 +119,8 @@ def test_a_solver_function_and_a_factory_of_ones_own(third_party, mixture):
     assert made.scale == 2 and made.name == "third_party:factory:scale=2"
     third_party.ready = made
     assert students.load("third_party:ready") is made
-    same = students.load("ddim", task=mixture)
-    assert torch.equal(plain.sample(4), same.sample(4))
+    same = students.load("ddim", task=mixture, grid=plain.grid)
+    assert plain.grid == DEFAULT_GRID and torch.equal(plain.sample(4), same.sample(4))
 
 
 def test_entry_points(monkeypatch, third_party, mixture):

@@ -137,13 +137,15 @@ def tiny(monkeypatch, tmp_path):
 
 
 def test_from_a_card_to_samples(tiny, tmp_path):
-    student = students.load("tiny:teacher", task="not a task", grid="log_snr")
+    student = students.load("tiny:teacher", task="not a task")
     assert (student.grid, student.name, student.family) == ("uniform", "tiny:teacher", "solver")
     assert (tmp_path / "data/models/tiny/teacher/unet/diffusion_pytorch_model.safetensors").is_file()
     images = student.sample(3, seeds=range(2))
     assert images.shape == (2, 3, 8, 8) and images.isfinite().all()
     other = students.load("tiny:teacher:dpm_solver_pp:order=3,grid=log_snr")
     assert other.solver_options == {"order": 3} and other.grid == "log_snr"
+    assert students.load("tiny:teacher:heun").grid == "polynomial", "another solver takes its own authors' grid"
+    assert students.load("tiny:teacher", grid="log_snr").grid == "log_snr"
     assert not torch.equal(other.sample(3, seeds=range(2)), images)
     assert students.load("tiny:teacher:diffusers:DDIMScheduler").sample(3, seeds=range(2)).isfinite().all()
     assert students.load("tiny:teacher", dtype="bfloat16").sample(2, seeds=[0]).dtype == torch.float32
