@@ -49,8 +49,8 @@ def tune(
 ) -> Path:
     """Choose the grids of solvers, by default of the task's rows with `grid=best`, and add them to the file.
 
-    steps: by default the task's. out: by default beside the teacher's weights. Each solver is written when all its steps
-    are done; what the file has of others stays, if it was chosen for the same teacher in the same way. Raises
+    steps: by default the task's. out: by default beside the teacher's weights. Each solver is written when all its
+    steps are done; what the file has of others stays, if it was chosen for the same teacher in the same way. Raises
     FewstepError, before any sample, for a student that is no solver or names a grid.
     """
     if task.teacher not in TEACHERS and out is None:

@@ -30,8 +30,8 @@ def load(spec: str, task="digits", *, grid=None, device="cpu", dtype: str = "flo
 
     task: the name of a teacher, `package.module:attribute` of one, a Teacher, or a denoiser; a spec that names a
     checkpoint samples from that instead.
-    grid: the time grid of a solver, unless the spec names one: a name of students/diffusion/grids.py, a list of times, or
-    one that was found for the teacher (students/models/found_grids.py). By default that of the solver's authors
+    grid: the time grid of a solver, unless the spec names one: a name of students/diffusion/grids.py, a list of times,
+    or one that was found for the teacher (students/models/found_grids.py). By default that of the solver's authors
     (students/spec.py), of a public checkpoint with its own solver that of its card, of anybody's solver the teacher's.
     dtype: of the teacher's network. Other options go to the solver or factory; a factory is given `denoiser`, `teacher`
     and `device` if it takes arguments of these names. Raises FewstepError for unknown names and options.

@@ -116,8 +116,8 @@ class SolverStudent(Student):
 
     teacher: a Teacher, or a denoiser (students/diffusion/denoiser.py). solver: a function of students/solvers or one's
     own, or a name of students/spec.py. grid: a name of students/diffusion/grids.py, a list of times, or a FoundGrid,
-    whose step counts are then those supported; None for that of the solver's name, else for the teacher's. Other options
-    go to the solver.
+    whose step counts are then those supported; None for that of the solver's name, else for the teacher's. Other
+    options go to the solver.
     """
 
     family = "solver"

@@ -1,7 +1,7 @@
 """Align Your Steps: the grid of the least upper bound on a KL divergence (Sabour et al. 2024 [2404.14507]).
 
-One step of stochastic DDIM from noise level b to a < b holds the estimate D(y_b, b) where the reverse SDE has D(y_t, t).
-In VE coordinates y = x / alpha with t = sigma / alpha, the divergence of the two is by Girsanov at most (Eq. 10)
+One step of stochastic DDIM from noise level b to a < b holds the estimate D(y_b, b) where the reverse SDE has
+D(y_t, t). In VE coordinates y = x / alpha with t = sigma / alpha, their divergence is by Girsanov at most (Eq. 10)
 
     KLUB(a, b) = int_a^b t^-3 E |D(y_t, t) - D(y_b, b)|^2 dt,    y_b = y_t + sqrt(b^2 - t^2) n,
 
@@ -12,13 +12,14 @@ Gaussian data of deviation c = 0.5, t^-3 (1 / (t^2 + c^2) - 1 / (b^2 + c^2)), is
 mass of the latter is exact. The images are the teacher's own, as a checkpoint comes without its data.
 
 As in the paper, ten steps begin as EDM's; each inner level in turn takes the best of eleven candidates between its
-neighbours (Alg. 1), until a sweep over all no longer brings ten DDIM steps closer to the fine solution: the bound is one
-on paths, and its minimum is not that of the error at their end (App. A.3). Two subdivisions follow, whose new levels
-alone move, and other step counts interpolate the 40 steps log-linearly.
+neighbours (Alg. 1), until a sweep over all no longer brings ten DDIM steps closer to the fine solution: the bound is
+one on paths, and its minimum is not that of the error at their end (App. A.3). Two subdivisions follow, whose new
+levels alone move, and other step counts interpolate the 40 steps log-linearly.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -46,8 +47,8 @@ def find(source: Source, steps: Iterable[int]) -> Found:
     bounds = upper_bounds(levels, changes / len(source.seeds))
     first = [int(i) for i in nearest(levels, _edm(source.schedule, STEPS))]
     points, sweeps = optimise(first, bounds, lambda points: _distance(source, solutions, levels[points]))
-    for _ in range(SUBDIVISIONS):
-        points = subdivide(points, bounds)
+    for left in reversed(range(SUBDIVISIONS)):
+        points = subdivide(points, bounds, 2**left)
     settings = {
         "images": len(source.seeds),
         "levels": len(levels),
@@ -111,7 +112,7 @@ def upper_bounds(levels: np.ndarray, changes: np.ndarray, c: float = C) -> np.nd
 
 
 def _total(points: Sequence[int], bounds: np.ndarray) -> float:
-    return float(sum(bounds[i, j] for i, j in zip(points, points[1:], strict=False)))
+    return float(sum(bounds[i, j] for i, j in pairwise(points)))
 
 
 def improve(points: Sequence[int], movable: Iterable[int], bounds: np.ndarray, gap: int) -> list[int]:
@@ -139,11 +140,13 @@ def optimise(points: Sequence[int], bounds: np.ndarray, error) -> tuple[list[int
     return best, MOST_SWEEPS
 
 
-def subdivide(points: Sequence[int], bounds: np.ndarray) -> list[int]:
-    """Twice the steps: a new point in the middle of each, log-linearly, which then moves until none does."""
-    middles = [(i + j) // 2 for i, j in zip(points, points[1:], strict=False)]
+def subdivide(points: Sequence[int], bounds: np.ndarray, gap: int) -> list[int]:
+    """Twice the steps: a new point in the middle of each, log-linearly; these then move until none does.
+
+    gap: between neighbours afterwards; before, it was twice that.
+    """
+    middles = [(i + j) // 2 for i, j in pairwise(points)]
     points = [*(point for pair in zip(points, middles, strict=False) for point in pair), points[-1]]
-    gap = max(1, min(np.diff(points)) // 2)
     while (moved := improve(points, range(1, len(points), 2), bounds, gap)) != points:
         points = moved
     return points
