@@ -12,6 +12,7 @@ no torch.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from students.errors import FewstepError
 from students.files import write_atomically
@@ -38,7 +39,7 @@ class FoundGrid:
     cost: dict
 
 
-def is_found(grid) -> bool:
+def is_found(grid) -> TypeGuard[str]:
     """Whether a grid is one that this module reads, rather than a name of students/diffusion/grids.py or a list."""
     return isinstance(grid, str) and (grid in (*SEARCHES, BEST) or grid.endswith(".json"))
 
@@ -103,7 +104,7 @@ def _path(grid: str, spec: Spec, teacher: str | None) -> Path:
     if spec.model or teacher not in TEACHERS:
         advice = "name a grid, or the path of a file" if grid == BEST else f"{_command(grid, teacher)} makes one"
         raise FewstepError(f"no {grid} grid ships for {spec.model or teacher or 'this teacher'}: {advice}")
-    path = grid_path(grid, teacher)  # type: ignore[arg-type]
+    path = grid_path(grid, teacher)
     if not path.is_file():
         raise FewstepError(
             f"there is no {grid} grid of {teacher}: {_command(grid, teacher, solver_key(spec))} makes it"
