@@ -140,7 +140,8 @@ def latest(cells: list[dict]) -> list[dict]:
     return [last[key] for key in sorted(last, key=lambda key: [(value is not None, value) for value in key])]
 
 
-# What a distilled student's `training` says (students/samplers/load.py), and the columns of it.
+# What a student's `training` says, of a distilled one (students/samplers/load.py) or of the grid that was found for a
+# solver (students/models/found_grids.py), and the columns of it.
 TRAINING = {
     "evaluations": "training_evaluations",
     "relative": "training_cost",

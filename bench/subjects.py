@@ -11,7 +11,7 @@ from bench.identity import code_hash
 from bench.tasks import Task
 from students.models import teachers
 from students.models.cards import model_identity
-from students.models.found_grids import default_grid, is_found, read_found
+from students.models.found_grids import BEST, SEARCHES, default_grid, is_found, read_found
 from students.networks import NETWORKS
 from students.samplers.record import trained_identity
 from students.spec import OBJECT, SCHEDULER, TRAINED, Spec, parse
@@ -29,7 +29,7 @@ def student_identity(name: str, task: Task) -> dict:
     module = spec.target.partition(":")[0]
     identity = {
         "target": spec.target,
-        "options": {"grid": default_grid(spec) or task.grid} | spec.options,
+        "options": {"grid": default_grid(spec) or task.grid} | spec.options | _own_file(spec),
         "code": [code_hash(module), code_hash(STUDENT)],
     }
     if spec.model:
@@ -41,6 +41,12 @@ def student_identity(name: str, task: Task) -> dict:
     if spec.kind == SCHEDULER:
         identity["diffusers"] = version("diffusers")
     return identity
+
+
+def _own_file(spec: Spec) -> dict:
+    """Not where a file of grids lies; `grid_taken` has its times."""
+    grid = spec.options.get("grid")
+    return {"grid": "file"} if is_found(grid) and grid not in (*SEARCHES, BEST) else {}
 
 
 def grid_taken(spec: Spec, task: Task, steps: int) -> list[float] | None:

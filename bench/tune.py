@@ -34,7 +34,7 @@ from students.models.teachers import TEACHERS, training_evaluations
 from students.models.weights import state_hash
 from students.provenance import commit
 from students.solvers.adaptive import BudgetStudent
-from students.spec import parse
+from students.spec import OBJECT, SOLVER, parse
 from students.student import SolverStudent
 
 SAMPLES = 2000  # of each candidate
@@ -89,7 +89,9 @@ def _solvers(path: Path, about: dict) -> dict:
 
 def _candidates(context: Context, name: str) -> dict[str, SolverStudent]:
     """The solver on each grid, its own first, which wins where several are as good."""
-    spec = parse(name)
+    spec, no_grid = parse(name), FewstepError(f"{name} is no solver on a grid: leave it out")
+    if spec.kind not in (SOLVER, OBJECT):
+        raise no_grid
     if named := set(spec.options) & set(GRID_KEYS):
         raise FewstepError(f"{name} names a grid ({min(named)}): give the solver alone")
     found = [grid for grid in SEARCHES if grid_path(grid, context.task.teacher).is_file()]
@@ -98,7 +100,7 @@ def _candidates(context: Context, name: str) -> dict[str, SolverStudent]:
     students = {grid: context.student(f"{name}{separator}grid={grid}") for grid in grids}
     for student in students.values():
         if not isinstance(student, SolverStudent) or isinstance(student, BudgetStudent) or student.family != "solver":
-            raise FewstepError(f"{name} is no solver on a grid: leave it out")
+            raise no_grid
     return students
 
 

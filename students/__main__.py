@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = arguments.command == "train"
+        left = "the same command goes on from the last checkpoint" if goes_on else "nothing was written"
+        print(f"\ninterrupted: {left}", file=sys.stderr)
         return 130
 
 

@@ -152,6 +152,8 @@ class SolverStudent(Student):
         self.solver_options = options
         self.options = {"grid": self.grid, **self.grid_options, **options}
         if isinstance(self.grid, FoundGrid):
+            if self.grid_options:
+                raise FewstepError(f"{self.name} has the times of a file: leave {min(self.grid_options)} out")
             self.options["grid"] = {str(n): times for n, times in self.grid.times.items()}
             self.training = self.grid.cost
             self.supported_steps = sorted(n for n in self.grid.times if n in supported_steps)

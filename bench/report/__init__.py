@@ -16,7 +16,7 @@ from students.errors import FewstepError
 
 
 def print_table(records: list[dict], task: Task, store: Store) -> None:
-    """Print students x steps for the given cells, and what the training of those that were distilled cost.
+    """Print students x steps for the given cells, and what their training or grids cost.
 
     That is compared with every solver that the store has cells of.
     """
@@ -26,7 +26,8 @@ def print_table(records: list[dict], task: Task, store: Store) -> None:
     cells, metric = _cells(records, task, store)
     everything, _ = _cells(store.cells(), task, store)
     compared = everything[everything["student"].isin(cells["student"]) | (everything["family"] == "solver")]
-    texts = [to_text(cells, metric, directions(task)), training_text(compared, metric, directions(task))]
+    names = set(cells["student"])
+    texts = [to_text(cells, metric, directions(task)), training_text(compared, metric, directions(task), names)]
     print("\n\n".join(filter(None, texts)))
 
 

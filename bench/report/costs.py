@@ -1,16 +1,21 @@
-"""What training a student cost, and after how many images that is paid back. Functions of cells, like tables.py."""
+"""What training a student, or finding the grid of a solver, cost, and after how many images that is paid back.
+
+Functions of cells, like tables.py.
+"""
 
 import math
 import textwrap
+from collections.abc import Collection
 
+import numpy as np
 import pandas as pd
 
 from bench.report.tables import WIDTH, aggregate, describe, plus_minus, protocols
 
 RULE = (
-    "Break-even is the number of images after which training is paid back: its network evaluations, all step counts "
-    "together, / (NFE of the solver - NFE of the student), where the solver is that of fewest NFE whose {metric} is "
-    "equal or better."
+    "Break-even is the number of images after which training, or finding a grid, is paid back: its network "
+    "evaluations, all step counts together, less those that finding the grid of the solver took, / (NFE of the solver "
+    "- NFE of the student), where the solver is the other one of fewest NFE whose {metric} is equal or better."
 )
 NEVER, NONE_AS_GOOD, NONE_MEASURED = "never", "no solver as good", "no solver measured"
 
@@ -23,33 +28,42 @@ def rival(solvers: pd.DataFrame, value: float, metric: str, better: dict[str, st
 
 
 def break_even(evaluations: float, nfe: float, solver_nfe: float) -> float:
-    """The images n for which n (NFE of the solver - NFE of the student) >= evaluations; infinite if none are saved."""
+    """The images n for which n (NFE of the solver - NFE of the student) >= evaluations; infinite if none are saved.
+
+    evaluations: what the student cost more than the solver, which may be less than nothing.
+    """
     saved = solver_nfe - nfe
-    return math.ceil(evaluations / saved) if saved > 0 else math.inf
+    return max(0, math.ceil(evaluations / saved)) if saved > 0 else math.inf
 
 
-def training_table(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> pd.DataFrame | None:
-    """A row for each distilled (student, steps) of one protocol, as text; None where there are none with a number.
+def training_table(
+    cells: pd.DataFrame, metric: str, better: dict[str, str], names: Collection[str] | None = None
+) -> pd.DataFrame | None:
+    """A row for each (student, steps) of one protocol that cost something, as text; None where there are none with a
+    number. names: of the students to show, by default all.
 
-    Evaluations and seconds are of the training, with all that went before; `x teacher`: relative to the evaluations of
-    the teacher's own training. Then break-even (see RULE), the solver compared with (none that samples from a model of
-    its own, whose evaluations are of another size), and where they were measured the distances to the teacher's samples
-    (bench/measure/faithfulness.py) and the straightness of the student's flow.
+    Evaluations and seconds are of the training, with all that went before, or of finding a solver's grid; `x teacher`:
+    relative to the evaluations of the teacher's own training. Then break-even (see RULE), the solver compared with
+    (none that samples from a model of its own, whose evaluations are of another size), and where they were measured the
+    distances to the teacher's samples (bench/measure/faithfulness.py) and the straightness of the student's flow.
     """
     table = aggregate(cells)
     if not {"training_evaluations", metric} <= set(table):
         return None
     table = table[table[metric].notna()]
     students = table[table["training_evaluations"].notna()].sort_values(["student", "steps"])
+    students = students if names is None else students[students["student"].isin(names)]
     solvers = table[(table["family"] == "solver") & ~table["own_model"].astype(bool)]
     faithful = [name for name in better if name.startswith("teacher") and name in table and table[name].notna().any()]
     rows = []
     for row in students.to_dict("records"):
-        best = rival(solvers, row[metric], metric, better)
+        others = solvers[solvers["student"] != row["student"]]
+        best = rival(others, row[metric], metric, better)
         if best is None:
-            paid, against = NONE_MEASURED if solvers.empty else NONE_AS_GOOD, ""
+            paid, against = NONE_MEASURED if others.empty else NONE_AS_GOOD, ""
         else:
-            images = break_even(row["training_evaluations"], row["nfe"], best["nfe"])
+            extra = row["training_evaluations"] - np.nan_to_num(best["training_evaluations"])
+            images = break_even(extra, row["nfe"], best["nfe"])
             paid = NEVER if math.isinf(images) else f"{images:,}"
             against = f"{best['student']}, steps {best['steps']}, NFE {best['nfe']:.4g}"
         cost = row["training_cost"]
@@ -72,12 +86,16 @@ def training_table(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> 
     return None if shown.empty else shown.loc[:, (shown != "n/a").any()]
 
 
-def training_text(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> str:
-    """The training tables of all protocols, ready to print; empty where there are no distilled students."""
+def training_text(
+    cells: pd.DataFrame, metric: str, better: dict[str, str], names: Collection[str] | None = None
+) -> str:
+    """The training tables of all protocols, ready to print; empty where no student cost anything."""
     blocks = []
     for group in protocols(cells):
-        if (table := training_table(group, metric, better)) is not None:
-            heading = f"{group['task'].iloc[0]}: what training cost, and after how many images it is paid back"
+        if (table := training_table(group, metric, better, names)) is not None:
+            heading = (
+                f"{group['task'].iloc[0]}: what training or a grid cost, and after how many images it is paid back"
+            )
             rule = textwrap.fill(RULE.format(metric=metric), WIDTH)
             blocks.append("\n".join([heading, describe(group), rule, "", _text(table)]))
     return "\n\n".join(blocks)

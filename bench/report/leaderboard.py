@@ -15,6 +15,7 @@ from bench.report.tables import (
     aggregate,
     describe,
     footnotes,
+    grid_notes,
     plus_minus,
     protocols,
     without_references,
@@ -96,8 +97,10 @@ def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: di
         if len(entries):
             lines += [f"### At most {budget} NFE", "", *_ranking(entries, group, metric, better), ""]
     if (costs := training_table(group, metric, better)) is not None:
-        lines += ["### What training cost", "", COST_RULE.format(metric=f"`{metric}`"), ""]
+        lines += ["### What training or a grid cost", "", COST_RULE.format(metric=f"`{metric}`"), ""]
         lines += [*_markdown(list(costs), costs.to_numpy().tolist()), ""]
+    if grids := grid_notes(group):
+        lines += ["### Which grids were best", "", *(f"- {note}" for note in grids), ""]
     notes = footnotes(group, metric, better)
     return [*lines, "### Notes", "", *(f"- {note}" for note in notes), ""] if notes else lines
 

@@ -10,6 +10,7 @@ import pandas as pd
 from bench.report.files import write_atomically
 from bench.report.uncertainty import LEFT_OUT, bias, difference, estimate
 from students.errors import FewstepError
+from students.models.found_grids import BEST
 
 REAL, TEACHER = "real", "teacher"  # the rows that are no student's
 WIDTH = 120
@@ -19,6 +20,7 @@ TIMES = ["latency_ms", "latency_p90_ms", "throughput_ms", "throughput_p90_ms", "
 SUFFIXES = ("_std", "_min", "_se", "_bias")
 TIMED = [*TIMES, "throughput_batch", "peak_memory_mb"]  # what no two runs measure alike
 ONCE = {
+    "grid": "first",
     "setup_nfe": "mean",
     "throughput_batch": "first",
     "peak_memory_mb": "max",
@@ -248,16 +250,28 @@ def _floor_note(table: pd.DataFrame, metric: str) -> list[str]:
     return [f"{note}: {plus_minus(adjusted, real[f'{metric}_se'].iloc[0])} of {asked}, by the jackknife"]
 
 
+def grid_notes(cells: pd.DataFrame) -> list[str]:
+    """Which grids were taken where the best of each step count was: `heun:grid=best: uniform at 2, 4; gits at 8`."""
+    chosen = cells[cells["student"].str.contains(f"grid={BEST}", regex=False)]
+    if chosen.empty or "grid" not in chosen:
+        return []
+    table = aggregate(chosen)
+    table = table[table["grid"].fillna("") != ""]
+    notes = []
+    for student, rows in table.groupby("student"):
+        taken = (f"{grid} at {', '.join(map(str, part['steps']))}" for grid, part in rows.groupby("grid", sort=False))
+        notes.append(f"{student}: {'; '.join(taken)}")
+    return notes
+
+
 def to_text(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> str:
     """The quality tables of all protocols, ready to print."""
     blocks = []
     for group in protocols(cells):
         _, steps = ranked(aggregate(group), metric, better)
         heading = f"{group['task'].iloc[0]}: {metric} ({better[metric]} is better), best first at {steps} steps"
-        notes = [
-            textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="    ")
-            for note in footnotes(group, metric, better)
-        ]
+        notes = [*grid_notes(group), *footnotes(group, metric, better)]
+        notes = [textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="    ") for note in notes]
         blocks.append(
             "\n".join([heading, describe(group), "", quality_table(group, metric, better).to_string(), *notes])
         )

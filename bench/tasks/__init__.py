@@ -26,8 +26,8 @@ class Task:
     data: a name of students/data.py. teacher: a name of students/models/teachers.py. Either may be
         `package.module:attribute` of a function without arguments.
     shape: (C, H, W) of an image or (D,) of a vector. classes: how many, or null for an unconditional task.
-    students: specs (students/spec.py) of the default sweep. grid: the time grid of every solver that
-        names none. steps: the default step counts.
+    students: specs (students/spec.py) of the default sweep. grid: the time grid of solvers that have none of their own,
+        and of the teacher's samples that faithfulness compares with. steps: the default step counts.
     samples: per seed block, compared with the training half of the data. seed_blocks: block k is the seeds
         k * samples ... (k + 1) * samples - 1. guidance: scales of classifier-free guidance; 1 is none.
     extractor: a name of bench/measure/extractors.py, or null for a vector task. extractor_otherwise: where its weights

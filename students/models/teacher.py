@@ -12,7 +12,8 @@ class Teacher:
     """What solver students sample from and distilled students start from.
 
     denoiser: see students/diffusion/denoiser.py; a module, so that its calls can be counted.
-    grid: the time grid of solvers that name none. prior: (classes,) probabilities of its classes, None for equal ones.
+    grid: the time grid of solvers without one of their own. prior: (classes,) probabilities of its classes, None for
+    equal ones.
     levels: of a checkpoint that is no teacher but samples by itself, steps -> noise levels, the last one the data end.
     name: as it was loaded, None for an object that was handed over.
     """

@@ -18,8 +18,9 @@ levels alone move, and other step counts interpolate the 40 steps log-linearly.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,14 @@ C = 0.5
 MOST_STEPS = STEPS * 2**SUBDIVISIONS
 
 
+class Solution(NamedTuple):
+    """Where the fine solution of a batch starts and ends."""
+
+    denoise: Callable[..., Tensor]
+    start: Tensor
+    end: Tensor
+
+
 def find(source: Source, steps: Iterable[int]) -> Found:
     """The grid of each step count, up to MOST_STEPS."""
     levels = fine_levels(source.schedule)
@@ -43,7 +52,7 @@ def find(source: Source, steps: Iterable[int]) -> Found:
     for trajectory in source.trajectories():
         clean = trajectory.states[-1] / source.schedule.alpha(trajectory.times[-1])
         changes += squared_changes(forward_estimates(trajectory, clean, levels)).cpu().numpy()
-        solutions.append(trajectory)
+        solutions.append(Solution(trajectory.denoise, trajectory.states[0].clone(), trajectory.states[-1].clone()))
     bounds = upper_bounds(levels, changes / len(source.seeds))
     first = [int(i) for i in nearest(levels, _edm(source.schedule, STEPS))]
     points, sweeps = optimise(first, bounds, lambda points: _distance(source, solutions, levels[points]))
@@ -160,11 +169,10 @@ def times_of(schedule, levels: np.ndarray, n: int) -> list[float]:
     return [schedule.t_max, *times[1:-1], schedule.t_min]
 
 
-def _distance(source: Source, solutions: Sequence[Trajectory], levels: np.ndarray) -> float:
+def _distance(source: Source, solutions: Sequence[Solution], levels: np.ndarray) -> float:
     """The mean distance of DDIM's images on a grid from the fine solution's."""
     times = torch.tensor(times_of(source.schedule, levels, len(levels) - 1), dtype=torch.float64)
     distances = [
-        (ddim(solution.denoise, solution.states[0], times) - solution.states[-1]).flatten(1).norm(dim=1)
-        for solution in solutions
+        (ddim(solution.denoise, solution.start, times) - solution.end).flatten(1).norm(dim=1) for solution in solutions
     ]
     return torch.cat(distances).mean().item()

@@ -1,5 +1,6 @@
 """What grids are found from: a teacher's trajectories for tuning seeds, with every network evaluation counted."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from students.models.teacher import Teacher
 from students.solvers.pndm import ipndm
 
 FINE_STEPS = 64
-BATCH = 256
+BATCH, BATCH_VALUES = 256, 2**18  # images, and numbers in them, that are under way at once
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ class Source:
         return self.teacher.denoiser(x, t, condition)
 
     def trajectories(self) -> Iterator[Trajectory]:
-        """The fine solutions, BATCH at a time: iPNDM in FINE_STEPS steps on EDM's grid, as GITS takes it."""
+        """The fine solutions, a batch at a time: iPNDM in FINE_STEPS steps on EDM's grid, as GITS takes it."""
         times = make_grid("polynomial", self.schedule, FINE_STEPS)
+        batch = max(1, min(BATCH, BATCH_VALUES // math.prod(self.teacher.shape)))
         device = next(iter(self.teacher.denoiser.state_dict().values())).device
-        for start in range(0, len(self.seeds), BATCH):
-            noise = SeedNoise(self.seeds[start : start + BATCH], self.teacher.shape, device)
+        for start in range(0, len(self.seeds), batch):
+            noise = SeedNoise(self.seeds[start : start + batch], self.teacher.shape, device)
             classes = self.teacher.classes
             conditions = None if classes is None else noise.classes(classes, self.teacher.prior)
             yield Trajectory(guided(self, conditions, 1.0), times, noise)

@@ -13,6 +13,7 @@ from bench.identity import code_hash, digest
 from bench.plan import REAL, TEACHER, plan
 from bench.tasks import load_task
 from students.errors import FewstepError
+from students.models.found_grids import grid_path, read_record, write_record
 
 TASK = load_task("digits")
 ROOT = Path(__file__).parents[2]
@@ -143,3 +144,28 @@ def test_training_code_is_no_part_of_a_cell(tmp_path):
 def test_modules_that_import_no_torch(module):
     code = f"import sys, {module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_times_of_a_found_grid_are_part_of_the_id_not_where_they_lie(tmp_path):
+    record = read_record(grid_path("gits", "digits"))
+
+    def of_times(name: str, record: dict) -> list[str]:
+        write_record(tmp_path / name, record)
+        return ids(runs=[(f"unipc:grid={tmp_path / name}", 4, 1.0)])[1:]
+
+    first = of_times("a.json", record)
+    assert of_times("b.json", record) == first
+    assert of_times("c.json", {**record, "commit": "another", "cost": {**record["cost"], "seconds": 0}}) == first
+    times = record["times"]
+    assert of_times("d.json", {**record, "times": {**times, "5": times["5"][::-1]}}) == first, "of other steps"
+    moved = [times["4"][0], times["4"][1] * 1.001, *times["4"][2:]]
+    assert not set(of_times("e.json", {**record, "times": {**times, "4": moved}})) & set(first)
+
+
+def test_found_grids_have_ids_of_their_own():
+    names = ["unipc", *(f"unipc:grid={grid}" for grid in ("quadratic", "gits", "ays", "best"))]
+    found = [ids(runs=[(name, 4, 1.0)])[1] for name in names]
+    assert len(set(found)) == len(names)
+    assert ids(runs=[("unipc:grid=log_snr", 4, 1.0)]) == ids(runs=[("unipc", 4, 1.0)]), "its authors' grid by name"
+    with pytest.raises(FewstepError, match="no grid of euler_maruyama"):
+        ids(runs=[("euler_maruyama:grid=best", 4, 1.0)])

@@ -78,15 +78,33 @@ def test_solvers_of_another_model_are_no_rivals():
     assert alone["break-even"].tolist() == ["no solver measured"]
 
 
+def test_a_grid_that_was_found_costs_as_training_does():
+    cost = {"training_evaluations": 600.0, "training_cost": 0.5, "training_seconds": 2.0}
+    found = tiny(("unipc:grid=gits", 4, 0, 0.5), ("unipc:grid=gits", 8, 0, 0.4), own_model=False, **cost)
+    both = pd.concat([cells(("cd", 1, 0, 0.5), ("cd", 2, 0, 2.0)), found], ignore_index=True)
+    table = training_table(both, "fd", LOWER).set_index(["student", "steps"])
+    assert table.loc[("cd", "1"), "against"] == "unipc:grid=gits, steps 4, NFE 4"
+    assert table.loc[("cd", "1"), "break-even"] == "800", "(3000 - 600) / (4 - 1)"
+    assert table.loc[("cd", "2"), "break-even"] == "1,200", "(3000 - 600) / (4 - 2)"
+    assert (table.loc["unipc:grid=gits", "break-even"] == "no solver as good").all(), "it is no rival of its own"
+    found = found.assign(fd=1.5)
+    both = pd.concat([tiny(*SOLVERS, own_model=False), found], ignore_index=True)
+    table = training_table(both, "fd", LOWER).set_index(["student", "steps"])
+    row = table.loc[("unipc:grid=gits", "4")]
+    assert (row["break-even"], row["against"], row["seconds"]) == ("50", "unipc, steps 16, NFE 16", "2")
+    assert break_even(-600, 1, 4) == 0, "cheaper from the first image on"
+    assert training_table(both, "fd", LOWER, ["ddim"]) is None
+
+
 def test_protocols_are_compared_within_themselves():
     fewer = cells(("cd", 1, 0, 4.0)).assign(samples=50)
     text = training_text(pd.concat([fewer, distilled(("cd", 1, 0, 4.0))]), "fd", LOWER)
-    assert text.count("what training cost") == 2 and "50 samples" in text and "100 samples" in text
+    assert text.count("what training or a grid cost") == 2 and "50 samples" in text and "100 samples" in text
     assert text.count("no solver measured") == 1 and text.count("429") == 1
 
 
 def test_the_leaderboard_has_the_table():
     page = leaderboard([(cells(("cd", 1, 0, 4.0)), "fd", LOWER, {})])
-    assert "### What training cost" in page and "whose `fd` is equal or better" in page
+    assert "### What training or a grid cost" in page and "whose `fd` is equal or better" in page
     assert "| cd | 1 | 1 | 4.00 | 1.5 | 3,000 | 61 | 429 | heun, steps 8, NFE 8 |" in page
-    assert "What training cost" not in leaderboard([(tiny(*SOLVERS), "fd", LOWER, {})])
+    assert "What training or a grid cost" not in leaderboard([(tiny(*SOLVERS), "fd", LOWER, {})])

@@ -12,6 +12,7 @@ from bench.report.tables import (
     aggregate,
     describe,
     footnotes,
+    grid_notes,
     plus_minus,
     protocols,
     quality_table,
@@ -266,3 +267,12 @@ def test_latencies_stand_side_by_side_and_never_mix_devices(tmp_path):
     text = latency_text(pd.concat([cells, elsewhere]))
     assert text.count("milliseconds an image") == 2 and "in a batch of 256" in text
     assert latency_text(cells.drop(columns=["latency_ms", "throughput_ms"])) == ""
+
+
+def test_the_grids_that_were_best_are_said():
+    cells = tiny(*[(name, n, 0, 1.0) for name in ("heun", "heun:grid=best") for n in (1, 2, 4)])
+    cells["grid"] = ["polynomial"] * 3 + ["polynomial", "gits", "polynomial"]
+    note = "heun:grid=best: polynomial at 1, 4; gits at 2"
+    assert grid_notes(cells) == [note] and f"  {note}\n" in to_text(cells, "fd", {"fd": "lower"}) + "\n"
+    assert aggregate(cells)["grid"].tolist() == cells["grid"].tolist()
+    assert grid_notes(cells[:3]) == [] and grid_notes(cells.drop(columns="grid")) == []
