@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from students.data import load_data
 from students.diffusion.grids import GRIDS, make_grid
 from students.diffusion.noise import SeedNoise
-from students.diffusion.schedules import VPLinear
 from students.models.teacher import as_teacher
 from students.optimised_grids import gits
 from students.optimised_grids.source import FINE_STEPS, Source
@@ -61,7 +61,7 @@ def test_grids_decrease_and_end_at_the_data_for_any_schedule(schedule):
 
 
 def test_euler_is_closer_to_the_fine_solution_than_on_the_worst_named_grid():
-    mixture = make_mixture(VPLinear())
+    mixture = load_data("gaussians").mixture
     source = Source(as_teacher(mixture), 256)
     found = gits.find(source, range(1, 9))
     assert source.evaluations == 256 * FINE_STEPS
