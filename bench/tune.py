@@ -136,7 +136,7 @@ def _distance(context: Context, student: SolverStudent, n: int, seeds: range) ->
     """The task's primary metric of a student's samples, None where they are not finite; and their evaluations."""
     task, statistics, evaluations = context.task, context.collectors(), 0
     cell = Cell(student.name, n, 1.0, 0, {"seeds": [seeds.start, seeds.stop]})
-    for batch in draw(student, cell, seeds, context.conditions(seeds), task.batch_size, context.device):
+    for batch in draw(student, cell, seeds, context.conditions(seeds, seeds), task.batch_size, context.device):
         evaluations += batch.nfe.rows
         try:
             check_samples(batch.samples, len(batch.seeds), task.shape, student.name)
