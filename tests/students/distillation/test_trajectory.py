@@ -43,7 +43,7 @@ def test_the_network_that_is_its_own_target_has_no_dropout(name):
 def test_the_average_of_an_untrained_network_is_that_network():
     method = begun("consistency_training", "digits")
     x, t, condition = torch.randn(4, 1, 8, 8), torch.full((4,), 2.0), torch.arange(4)
-    assert method.model.training and not method.target.training
+    assert method.model.network.training and not method.target.network.training
     assert torch.equal(method.model(x, t, condition), method.target(x, t, condition))
 
 
@@ -133,10 +133,10 @@ def test_the_slow_embedding_survives_saving_and_loading(name, tmp_path, monkeypa
     settings = {"steps": 2, "batch_size": 8}
     train_method(name, "digits", out=tmp_path / "out", state=tmp_path / "state", settings=settings)
     loaded = students.load(f"{name}:weights={tmp_path / 'out'}", task="digits")
-    assert [network.scale for network in loaded.networks()] == [4.0]
+    assert loaded.denoiser.network.scale == 4.0
     assert loaded.sample(1, seeds=range(2)).isfinite().all()
 
 
 def test_networks_of_other_students_are_built_with_the_embedding_of_their_teacher():
     for name in ("consistency", "boot", "ddim"):
-        assert {network.scale for network in students.load(name, task="digits").networks()} == {250}
+        assert students.load(name, task="digits").denoiser.network.scale == 250
