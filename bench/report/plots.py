@@ -105,10 +105,12 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
             rows[x], rows[metric], style.marker, color=style.colour, markersize=style.size, zorder=style.layer + 1
         )
     for name, value in lines.items():
+        n = references(table, "samples")[name]
+        few = f" ({n} samples)" if n < points["samples"].max() else ""
         above = value == max(lines.values()) and len(lines) > 1
         axes.axhline(value, color=INK, linewidth=1, linestyle=LINES[name][0], zorder=2)
         axes.annotate(
-            LINES[name][1].format(value), (0, value), xycoords=("axes fraction", "data"), fontsize=LABEL_SIZE,
+            LINES[name][1].format(value) + few, (0, value), xycoords=("axes fraction", "data"), fontsize=LABEL_SIZE,
             xytext=(5, 4 if above else -4), textcoords="offset points", va="bottom" if above else "top", color=INK,
         )  # fmt: skip
     _label_ends(axes, points[points["student"].isin(named)].groupby("student").tail(1), metric, x, styles)
