@@ -162,7 +162,7 @@ def under(denoiser, kind: type[Schedule]):
     """
     if getattr(denoiser, "prediction", EDM) not in (EDM, CONSISTENCY):
         raise FewstepError(
-            f"a {denoiser.prediction!r} network is read under its own schedule only, this needs {kind.__name__}: "
+            f"a {denoiser.prediction!r} network knows one schedule only, this needs {kind.__name__}: "
             "take a teacher with EDM's preconditioning"
         )
     schedule, other = denoiser.schedule, kind()  # type: ignore[call-arg]

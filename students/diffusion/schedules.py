@@ -212,7 +212,7 @@ class Flow(Schedule):
         return _float64(u)
 
 
-SCHEDULES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "ve": VE, "iddpm": IDDPM, "flow": Flow}
+SCHEDULES = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "ve": VE, "flow": Flow}
 
 
 def schedule_name(schedule: Schedule) -> str:
