@@ -131,8 +131,9 @@ def test_the_jackknife_is_of_smooth_metrics_whose_rows_are_kept():
 
 def test_the_teacher_s_images_are_those_of_its_solver(tmp_path):
     task = replace(TASK, samples=48, metrics=("fd", "kid", "faithfulness"))
-    cells = plan(task, [(TEACHER_SOLVER, TEACHER_STEPS, 1.0)])
-    assert [cell.student for cell in cells] == [REAL, TEACHER, TEACHER_SOLVER]
+    name = f"{TEACHER_SOLVER}:grid={task.grid}"
+    cells = plan(task, [(name, TEACHER_STEPS, 1.0)])
+    assert [cell.student for cell in cells] == [REAL, TEACHER, name]
     _, teacher, solver = run(cells, task, Store(tmp_path, task.name), task.metrics)
     assert teacher["family"] == "teacher" and teacher["nfe"] == solver["nfe"] == 2 * TEACHER_STEPS - 1
     assert teacher["metrics"] == pytest.approx(solver["metrics"], rel=1e-4, abs=1e-4)

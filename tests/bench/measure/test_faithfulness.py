@@ -41,7 +41,7 @@ def test_distances():
 
 
 def test_vectors_near_the_teachers_trajectories(tmp_path):
-    runs = [(SOLVER, STEPS, 1.0), ("ddim", 16, 1.0), ("ddim", 2, 1.0), ("ddpm", 16, 1.0)]
+    runs = [(f"{SOLVER}:grid=quadratic", STEPS, 1.0), ("ddim", 16, 1.0), ("ddim", 2, 1.0), ("ddpm", 16, 1.0)]
     found, real = measured(GAUSSIANS, tmp_path, *runs)
     teacher, close, far, stochastic = (metrics["teacher_distance"] for metrics in found)
     assert teacher < 1e-6 and 0 < close < 0.1 < 0.3 < far and stochastic > 1
@@ -49,7 +49,12 @@ def test_vectors_near_the_teachers_trajectories(tmp_path):
 
 
 def test_images_are_compared_under_the_same_classes_and_guidance(tmp_path):
-    runs = [(SOLVER, STEPS, 1.0), (SOLVER, STEPS, 3.0), ("ddim", 16, 1.0), ("ddpm", 16, 1.0)]
+    runs = [
+        (f"{SOLVER}:grid=quadratic", STEPS, 1.0),
+        (f"{SOLVER}:grid=quadratic", STEPS, 3.0),
+        ("ddim", 16, 1.0),
+        ("ddpm", 16, 1.0),
+    ]
     found, real = measured(DIGITS, tmp_path, *runs)
     for column in ("teacher_pixel", "teacher_digits_cnn"):
         teacher, guided, close, stochastic = (metrics[column] for metrics in found)

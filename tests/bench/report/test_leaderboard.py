@@ -58,7 +58,7 @@ def test_ties_are_judged_against_the_first_of_a_rank_in_pairs():
     assert ranks(entries, cells, "fd") == [1, 2, 2, 4]
     page = rankings(leaderboard([(cells, "fd", LOWER, {})]))[2]
     assert [row[0] for row in page] == ["1", "2 ≈", "2 ≈", "4"]
-    assert [row[5] for row in page] == ["", "0.103 ± 0.003", "0.300 ± 1.153", "1.50 ± 0.06"]
+    assert [row[5] for row in page] == ["", "0.103 ± 0.003", "0.300 ± 0.889", "1.50 ± 0.06"]
 
 
 def test_of_one_block_that_knows_no_groups_only_equals_are_ties():

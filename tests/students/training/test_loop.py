@@ -143,7 +143,7 @@ def test_a_run_killed_between_checkpoints_resumes_from_the_last(tmp_path, monkey
 def test_a_state_folder_that_cannot_be_written_shows_before_the_first_step(tmp_path):
     (tmp_path / "file").touch()
     player = Player(nn.Linear(1, 1), lambda *_: pytest.fail("trained"), lr=1)
-    with pytest.raises(FewstepError, match=r"cannot write checkpoints in .*file"):
+    with pytest.raises(FewstepError, match=r"cannot write in .*file is no folder"):
         train({"student": player}, steps=9, batch_size=1, state=tmp_path / "file")
 
 
