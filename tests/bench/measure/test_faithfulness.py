@@ -17,6 +17,7 @@ from bench.tasks import load_task
 
 DIGITS = replace(load_task("digits"), samples=16, seed_blocks=1, batch_size=10)
 GAUSSIANS = replace(load_task("gaussians"), samples=50, seed_blocks=1, batch_size=32)
+TEACHERS_OWN = f"{SOLVER}:grid=quadratic"
 METRICS = {"digits": "faithfulness", "gaussians": "faithfulness_vector"}
 
 
@@ -41,7 +42,7 @@ def test_distances():
 
 
 def test_vectors_near_the_teachers_trajectories(tmp_path):
-    runs = [(f"{SOLVER}:grid=quadratic", STEPS, 1.0), ("ddim", 16, 1.0), ("ddim", 2, 1.0), ("ddpm", 16, 1.0)]
+    runs = [(TEACHERS_OWN, STEPS, 1.0), ("ddim", 16, 1.0), ("ddim", 2, 1.0), ("ddpm", 16, 1.0)]
     found, real = measured(GAUSSIANS, tmp_path, *runs)
     teacher, close, far, stochastic = (metrics["teacher_distance"] for metrics in found)
     assert teacher < 1e-6 and 0 < close < 0.1 < 0.3 < far and stochastic > 1
@@ -50,8 +51,8 @@ def test_vectors_near_the_teachers_trajectories(tmp_path):
 
 def test_images_are_compared_under_the_same_classes_and_guidance(tmp_path):
     runs = [
-        (f"{SOLVER}:grid=quadratic", STEPS, 1.0),
-        (f"{SOLVER}:grid=quadratic", STEPS, 3.0),
+        (TEACHERS_OWN, STEPS, 1.0),
+        (TEACHERS_OWN, STEPS, 3.0),
         ("ddim", 16, 1.0),
         ("ddpm", 16, 1.0),
     ]
