@@ -6,7 +6,7 @@ Imports no torch, so that a run whose cells are all present only reads them.
 import math
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.identity import digest
@@ -22,6 +22,11 @@ from students.spec import parse
 REAL, TEACHER = "real", "teacher"
 SHARD = 5000  # samples
 SEEDS = 2**40  # of a task; data of mixtures are drawn from those above
+
+
+def needs(metrics: Iterable[str], representation: str) -> bool:
+    """Whether one of the metrics compares this representation."""
+    return any(representation in METRICS[name].needs for name in metrics)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Setup:
 
     def needs(self, representation: str) -> bool:
         """Whether a metric, of the task or asked for, compares this representation."""
-        return any(representation in METRICS[name].needs for name in {*self.task.metrics, *self.metrics})
+        return needs({*self.task.metrics, *self.metrics}, representation)
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,6 @@ def check_metrics(task: Task, metrics: Sequence[str]) -> None:
             raise FewstepError(f"metric {name!r} compares with classes, and {task.name} has none: leave it out")
 
 
-def draws_teacher(task: Task) -> bool:
-    """Whether a metric of the task compares with the teacher's samples, which are drawn then."""
-    return any("faithfulness" in METRICS[name].needs for name in task.metrics)
-
-
 def plan(
     task: Task, runs: Sequence[tuple[str, int, float]], dtype: str = "float32", first_block: int = 0
 ) -> list[Cell]:
@@ -142,7 +142,7 @@ def plan(
     common |= {} if task.classes is None else {"conditions": "stratified"}
     teacher = teacher_identity(task.teacher)
     own = dict.fromkeys((TEACHER, TEACHER_STEPS, guidance) for name, _, guidance in runs if not parse(name).model)
-    for name, steps, guidance in [*(own if draws_teacher(task) else ()), *dict.fromkeys(runs)]:
+    for name, steps, guidance in [*(own if needs(task.metrics, "faithfulness") else ()), *dict.fromkeys(runs)]:
         if not math.isfinite(guidance):
             raise FewstepError(f"guidance must be a finite number, got {guidance}")
         if steps < 1:

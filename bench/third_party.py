@@ -1,7 +1,6 @@
 """What may be anybody's: students, teachers, extractors and data by `module:attribute`, loaded and identified."""
 
 import functools
-import json
 import sys
 import uuid
 from dataclasses import replace
@@ -13,6 +12,7 @@ from students.data import load_data
 from students.errors import FewstepError, one_line
 from students.models.load import load_teacher
 from students.models.teacher import Teacher
+from students.options import is_plain
 
 
 def load_student(spec: str, task: Task, teacher: Teacher | None, device="cpu", dtype: str = "float32"):
@@ -53,12 +53,10 @@ def identify(spec: str, task: Task) -> dict:
     """What a third party's student depends on beside its code: its `options`, and the hash of all that it holds."""
     student = load_student(spec, task, load_teacher(task.teacher))
     options = getattr(student, "options", {})
-    try:
-        json.dumps(options, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    if not is_plain(options):
         raise FewstepError(
             f"{spec!r}: its options must be finite numbers, text, lists or mappings, got {options!r:.80}"
-        ) from error
+        )
     return {"own_options": options, "content": _hash(spec, student)}
 
 

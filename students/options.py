@@ -136,6 +136,15 @@ def check(owner: str, given: dict, known: dict[str, Option]) -> dict:
     return checked
 
 
+def is_plain(value) -> bool:
+    """Whether a value is JSON: finite numbers, text, truth values, null, lists and mappings of these."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def parse_assignments(parts: Iterable[str], where: str, texts: Iterable[str] = ()) -> dict:
     """The options in `key=value` texts, values as YAML reads them: true, 3, 0.5, a name, [1, 2].
 
@@ -150,10 +159,8 @@ def parse_assignments(parts: Iterable[str], where: str, texts: Iterable[str] = (
         if key in options:
             raise FewstepError(f"option {key} is given twice in {where}: leave one out")
         options[key] = text if key in set(texts) else parse_value(text, where)
-        try:
-            json.dumps(options[key], allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise FewstepError(f"{key} in {where} must be finite numbers, text or lists, got {text}") from error
+        if not is_plain(options[key]):
+            raise FewstepError(f"{key} in {where} must be finite numbers, text or lists, got {text}")
     return options
 
 

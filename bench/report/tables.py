@@ -181,7 +181,7 @@ def quality_table(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> p
     ]
     table["evaluations"] = table["nfe"].map(lambda nfe: "" if math.isnan(nfe) else f"{nfe:.1f}".removesuffix(".0"))
     from_teacher = next((name for name in better if name.startswith("teacher") and name in table), None)
-    beyond = saturated(cells, metric, better)
+    beyond = saturated(cells, table, metric, better)
     columns = {}
     for steps, rows in without_references(table).groupby("steps"):
         rows = rows.set_index("student")
@@ -202,12 +202,13 @@ def references(table: pd.DataFrame, column: str) -> dict[str, Any]:
     return dict(zip(rows["student"], rows[column], strict=True))
 
 
-def saturated(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> int | None:
+def saturated(cells: pd.DataFrame, table: pd.DataFrame, metric: str, better: dict[str, str]) -> int | None:
     """The fewest steps at which the best solver is no worse than the teacher's own images, as far as can be told.
 
     From there on the metric no longer measures what solvers leave to be desired. None if there are no such steps.
+    table: `aggregate` of the cells.
     """
-    table, sign = aggregate(cells), 1 if better[metric] == "lower" else -1
+    sign = 1 if better[metric] == "lower" else -1
     teacher = table[table["student"] == TEACHER]
     solvers = table[(table["family"] == "solver") & table[metric].notna()]
     if teacher.empty:
@@ -228,7 +229,7 @@ def footnotes(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> list[
         f"{student} {', '.join(map(str, rows['steps']))}: {reason or rows['status'].iloc[0]}"
         for (student, reason), rows in missing.groupby(["student", "reason"])
     ]
-    if (beyond := saturated(cells, metric, better)) is not None:
+    if (beyond := saturated(cells, table, metric, better)) is not None:
         notes.append(
             f"from {beyond} steps on the best solver is level with the teacher's own images in {metric}: what solvers "
             "leave to be desired shows in the distance to the teacher's image of the same noise (off teacher)"

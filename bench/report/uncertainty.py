@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 LEFT_OUT = "_jackknife"
@@ -30,7 +30,7 @@ class Estimate:
     @property
     def margin(self) -> float:
         """Half the width of the 95 % interval."""
-        return student_t.ppf((1 + CONFIDENCE) / 2, self.freedom) * self.error if self.freedom else math.nan
+        return float(stdtrit(self.freedom, (1 + CONFIDENCE) / 2)) * self.error if self.freedom else math.nan
 
     @property
     def is_zero(self) -> bool:

@@ -209,14 +209,14 @@ def teacher_cells() -> pd.DataFrame:
 
 def test_the_teacher_is_a_row_of_its_own_and_says_where_solvers_have_reached_it():
     better, cells = {"fd": "lower", "teacher_pixel": "lower"}, teacher_cells()
-    assert saturated(cells, "fd", better) == 4
+    assert saturated(cells, aggregate(cells), "fd", better) == 4
     table = quality_table(cells, "fd", better)
     assert list(table.index) == ["s", "d", "teacher"]
     assert (table.loc["teacher"].xs("value", level=1) == "1.00").all()
     assert list(table["4 steps"]["off teacher"]) == ["0.200", "0.400", ""] and "off teacher" not in table["2 steps"]
     assert "from 4 steps on the best solver is level" in footnotes(cells, "fd", better)[0]
-    assert saturated(cells[cells["steps"] != 4], "fd", better) is None
-    assert saturated(cells[cells["student"] != "teacher"], "fd", better) is None
+    for lacking in (cells[cells["steps"] != 4], cells[cells["student"] != "teacher"]):
+        assert saturated(lacking, aggregate(lacking), "fd", better) is None
     board = leaderboard([(cells, "fd", better, {})])
     assert "| teacher |" not in board and "The teacher in 32 evaluations (100 samples): fd 1.00" in board
 
