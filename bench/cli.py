@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|tune|list|plot|leaderboard|doctor`.
+"""The command line: `python -m bench run|tune|search|list|plot|leaderboard|doctor`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--out", type=Path, metavar="FILE", help="default: beside the teacher's weights")
     tune.add_argument("--device", default="cpu")
 
+    search = command("search", _search, "train every method under the same few learning rates and dropouts")
+    search.add_argument("task", help="a task by name")
+    search.add_argument("--methods", nargs="+", metavar="NAME", help="distillation methods (default: all)")
+    search.add_argument("--out", type=Path, metavar="FILE", help="default: reports/<task>/search.csv")
+    search.add_argument("--device", default="cpu")
+
     listing = command("list", _list, "tasks, students and metrics by name")
     listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics"), help="default: all three")
 
@@ -95,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
             help="parent of run/, reports/, leaderboards/ (default: .)",
         )
     doctor = command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
-    for sub in (run, tune, doctor):
+    for sub in (run, tune, search, doctor):
         add_data_root(sub)
     return parser
 
@@ -189,6 +195,16 @@ def _tune(arguments) -> int:
 
     task = resolve_extractor(load_task(arguments.task))
     print(f"wrote {tune(task, arguments.students, arguments.steps, arguments.out, arguments.device)}")
+    return 0
+
+
+def _search(arguments) -> int:
+    from bench.plan import resolve_extractor
+    from bench.search import search
+    from bench.tasks import load_task
+
+    task = resolve_extractor(load_task(arguments.task))
+    print(f"wrote {search(task, arguments.methods, arguments.out, arguments.device)}")
     return 0
 
 

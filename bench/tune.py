@@ -117,7 +117,7 @@ def _choose(context: Context, students: dict[str, SolverStudent], steps: Sequenc
                 continue
             times = tuple(student.times(n).tolist())
             if times not in known:
-                known[times], spent = _distance(context, student, n, seeds)
+                known[times], spent = distance(context, student, n, seeds)
                 evaluations += spent
             distances[grid] = known[times]
         finite = {grid: sign * value for grid, value in distances.items() if value is not None}
@@ -132,7 +132,7 @@ def _choose(context: Context, students: dict[str, SolverStudent], steps: Sequenc
     return {"cost": {"evaluations": evaluations, "relative": relative, "seconds": round(seconds, 1)}, "steps": rows}
 
 
-def _distance(context: Context, student: SolverStudent, n: int, seeds: range) -> tuple[float | None, int]:
+def distance(context: Context, student: SolverStudent, n: int, seeds: range) -> tuple[float | None, int]:
     """The task's primary metric of a student's samples, None where they are not finite; and their evaluations."""
     task, statistics, evaluations = context.task, context.collectors(), 0
     cell = Cell(student.name, n, 1.0, 0, {"seeds": [seeds.start, seeds.stop]})

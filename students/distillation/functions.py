@@ -1,9 +1,10 @@
 """Mathematics that methods share: distances, random levels, steps in VE coordinates, forward-mode derivatives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from students.diffusion.denoiser import expand
@@ -51,6 +52,18 @@ def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     difference = (a - b).flatten(1)
     c = 0.00054 * difference.shape[1] ** 0.5
     return (difference.square().sum(1) + c**2).sqrt() - c
+
+
+@contextmanager
+def as_target(model: nn.Module) -> Iterator[None]:
+    """Within, a model that is trained computes targets for itself: without gradients, and without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 SLOW = 4.0  # times t, of order one, before its sines and cosines are taken: their derivatives are of order one as well

@@ -146,17 +146,15 @@ class Distillation:
         return polynomial(schedule, n - 1, schedule.t_max, schedule.t_min)
 
 
-def trainable(denoiser: Denoiser, kind=None, dropout: bool = False, extra: int = 0, prediction=None) -> Denoiser:
+def trainable(denoiser: Denoiser, kind=None, extra: int = 0, prediction=None) -> Denoiser:
     """A copy to be trained, under a schedule of another `kind` if one is given, with another `prediction` likewise.
 
-    dropout: keep the network's dropout, for methods whose target is data; one that is a network's output would have to
-        see the same mask.
+    Without dropout, which only the student that is trained has (`Settings.dropout`).
     extra: how many extra inputs its network is given room for. Raises FewstepError where it has none to give.
     """
     copied = copy.deepcopy(denoiser if kind is None else under(denoiser, kind)).requires_grad_(True).train()
     network = as_network(copied.network)
-    if not dropout:
-        network.set_dropout(0.0)
+    network.set_dropout(0.0)
     if extra:
         network.add_extra(extra)
     copied.prediction = prediction or copied.prediction
@@ -166,7 +164,7 @@ def trainable(denoiser: Denoiser, kind=None, dropout: bool = False, extra: int =
 def untrained(denoiser: Denoiser, extra: int = 0) -> Denoiser:
     """The same denoiser with parameters drawn anew by the global generator, for methods that start from scratch.
 
-    Without dropout: a target that the network itself computes is to be the same function as what learns from it.
+    Without dropout, as `trainable`.
     """
     fresh = copy.copy(denoiser)
     fresh._modules = dict(denoiser._modules)

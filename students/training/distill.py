@@ -22,6 +22,7 @@ from students.models.load import load_start
 from students.models.teacher import Teacher
 from students.models.teachers import recipe, weights_folder
 from students.models.weights import state_hash
+from students.networks.network import Network
 from students.options import check, describe
 from students.provenance import commit
 from students.samplers import Sampler, make
@@ -124,6 +125,9 @@ def train_method(
     for stage, steps in zip(method.stages, updates, strict=True):
         torch.manual_seed(seed)
         model = method.begin(stage, trained, steps)
+        for module in model.modules():
+            if isinstance(module, Network):
+                module.set_dropout(settings["dropout"])
         players = _players(method, settings, batches)
         samplers[stage] = method.sampler(method.sampled(model))
 
@@ -191,7 +195,7 @@ def _players(method, settings: dict, batches: Batches) -> dict[str, Player]:
 
     opponents = {name: replace(player, loss=on_batches(player.loss)) for name, player in method.opponents().items()}
     averages = {} if method.target_ema is None else {"target": method.target_ema}
-    own = {key: value for key, value in settings.items() if key not in ("batch_size", "steps")}
+    own = {key: value for key, value in settings.items() if key not in ("batch_size", "dropout", "steps")}
     return opponents | {STUDENT: Player(method.model, on_batches(method.loss), averages=averages, **own)}
 
 

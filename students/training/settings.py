@@ -19,6 +19,7 @@ VECTOR_LR = 2e-3
 class Settings:
     """Of the loop, and of the student as a player (players.py). steps: instead of what the budget buys, all stages.
 
+    dropout: of the networks that the student trains, in every method. Targets that a network computes itself know none.
     pairs: how many noise-image pairs, for a method that learns from them.
     """
 
@@ -28,6 +29,7 @@ class Settings:
     ema_decay: Annotated[float, Range(0, 1)] = 0.999
     clip: Annotated[float, Range(0, 1e9, open=True)] = 1.0
     weight_decay: Annotated[float, Range(0, 1e9)] = 0.0
+    dropout: Annotated[float, Range(0, 1)] = 0.0
     every: Annotated[int, Range(1, 1e6)] = 1
     steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
     pairs: Annotated[int, Range(1, 1e9)] | None = None
@@ -37,7 +39,7 @@ def merged_settings(kind: type[Any], given: dict, vectors: bool) -> dict:
     """Those given, else the method's, else the defaults; raises FewstepError for unknown names and bad values."""
     known = describe(Settings, () if kind.pairs else ("pairs",))
     given = check("--set", given, known)
-    merged: dict[str, Any] = {key: known[key].default for key in ("batch_size", "lr", "warmup", "ema_decay")}
+    merged: dict[str, Any] = {key: known[key].default for key in ("batch_size", "lr", "warmup", "ema_decay", "dropout")}
     if vectors:
         merged["lr"] = VECTOR_LR
     merged |= kind.settings

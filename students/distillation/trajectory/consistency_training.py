@@ -14,7 +14,7 @@ from students.diffusion.denoiser import expand, under
 from students.diffusion.grids import polynomial
 from students.diffusion.preconditioning import EDM
 from students.diffusion.schedules import VE
-from students.distillation.functions import log_normal, pseudo_huber, randint, squared
+from students.distillation.functions import as_target, log_normal, pseudo_huber, randint, squared
 from students.distillation.method import trainable, untrained
 from students.distillation.trajectory.consistency import ConsistencyMethod
 from students.training.batches import Batch
@@ -68,7 +68,7 @@ class ConsistencyTraining(ConsistencyMethod):
             self.target_ema.decay = math.exp(self.s0 * math.log(self.target_decay) / self.count(step))
         x0, condition = batch.data.x0, batch.data.condition
         s, t = self.neighbours(len(x0), step, generator)
-        with torch.no_grad():
+        with as_target(self.model):
             target = self.target_of(x0 + expand(t, x0) * batch.noise, t, condition)
         ours = self.model(x0 + expand(s, x0) * batch.noise, s, condition)
         return self.difference(ours, target, s, t).mean()

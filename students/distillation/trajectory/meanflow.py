@@ -8,7 +8,7 @@ from torch import Tensor
 
 from students.diffusion.denoiser import expand
 from students.diffusion.schedules import Flow
-from students.distillation.functions import SLOW, tangent
+from students.distillation.functions import SLOW, as_target, tangent
 from students.distillation.method import Distillation, untrained
 from students.networks.network import as_network
 from students.options import Range
@@ -60,7 +60,7 @@ class MeanFlow(Distillation):
         target = v = batch.noise - x0
         if apart:
             part = None if condition is None else condition[:apart]
-            with torch.no_grad():
+            with as_target(self.model):
                 at, along = (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t))
                 _, slope = tangent(
                     lambda z, r, t: mean_velocity(self.model, z, r, t, part),

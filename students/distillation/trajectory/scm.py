@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from students.diffusion.denoiser import expand
 from students.diffusion.preconditioning import EDM
 from students.diffusion.schedules import VE
-from students.distillation.functions import log_normal, slow_time, tangent
+from students.distillation.functions import as_target, log_normal, slow_time, tangent
 from students.distillation.method import trainable
 from students.distillation.trajectory.consistency import ConsistencyMethod
 from students.networks.network import as_network
@@ -62,7 +62,7 @@ class ContinuousConsistency(ConsistencyMethod):
         def f(scaled, told):
             return -model.evaluate(scaled, told, condition)
 
-        with torch.no_grad():
+        with as_target(self.model):
             v = (cos * x - self.teacher(noisy, sigma, condition)) / sin
             # cos sin d/dt of log(d tan t) / 4 is 1 / 4
             along = (cos * sin * v / d, torch.full_like(told, 0.25))
