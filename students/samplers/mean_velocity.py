@@ -1,4 +1,4 @@
-"""Mean flows (Geng et al. 2025 [2505.13447]): steps by the average velocity between two times."""
+"""Steps by the average velocity between two times, as of mean flows (Geng et al. 2025 [2505.13447])."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ def mean_velocity(model: Denoiser, z: Tensor, r: Tensor, t: Tensor, condition: T
 
 
 class MeanVelocityStudent(Student):
-    """x_r = x_t - (t - r) u(x_t, r, t) on a uniform grid."""
+    """x_r = x_t - (t - r) u(x_t, r, t) on a uniform grid from the model's last time, where x is noise, to 0."""
 
     takes_guidance = False
     uses_teacher = False
@@ -28,7 +28,7 @@ class MeanVelocityStudent(Student):
 
     def generate(self, n_steps, noise, conditions, guidance):
         x = noise()
-        times = torch.linspace(1, 0, n_steps + 1, device=x.device)
+        times = torch.linspace(self.denoiser.schedule.t_max, 0, n_steps + 1, device=x.device)
         for t, r in times.unfold(0, 2, 1):
             x = x - (t - r) * mean_velocity(self.denoiser, x, r.expand(len(x)), t.expand(len(x)), conditions)
         return x

@@ -17,8 +17,23 @@ from students.samplers.mean_velocity import mean_velocity
 from students.training.batches import Batch
 
 
-class MeanFlow(Distillation):
-    """u(z, r, t) is the mean velocity from r to t on the path through z_t = (1 - t) x_0 + t eps. With v = eps - x_0,
+class MeanVelocity(Distillation):
+    """What methods share that learn u(z, r, t), the mean velocity from r to t on the path z_t = (1 - t) x_0 + t eps.
+
+    From scratch: no teacher is asked for anything. A sample goes from t to r by z_r = z_t - (t - r) u(z_t, r, t).
+    """
+
+    def build(self, stage, trained):
+        fresh = untrained(self.start, extra=1)
+        fresh.schedule, fresh.prediction = Flow(), "flow"
+        return fresh
+
+    def sampler(self, model):
+        return Sampler("mean_velocity")
+
+
+class MeanFlow(MeanVelocity):
+    """With v = eps - x_0,
 
         u_target = v - (t - r) (v . d_z u + d_t u)    (Eq. 10, the MeanFlow identity),
         loss = sg(w) |u - sg(u_target)|^2,    w = 1 / (|u - u_target|^2 + c)^p    (Eq. 22)
@@ -28,8 +43,7 @@ class MeanFlow(Distillation):
     sampling starts, to trainings a hundred times as long. In a share of `flow_share` of a batch r = t, where the target
     is v itself. c = 1e-3, and p = 1 for images; for vectors 1/2, as |u - u_target|^2 varies so much between rows of few
     dimensions that the weights move the minimum. The derivative passes through the network's embedding of time, which
-    is slow for that reason, and there is no dropout, of which it and the loss would draw different masks. From scratch:
-    no teacher is asked for anything.
+    is slow for that reason, and there is no dropout, of which it and the loss would draw different masks.
     """
 
     @dataclass(frozen=True)
@@ -45,9 +59,8 @@ class MeanFlow(Distillation):
         self.power = 1.0 if len(start.shape) > 1 else 0.5
 
     def build(self, stage, trained):
-        fresh = untrained(self.start, extra=1)
+        fresh = super().build(stage, trained)
         as_network(fresh.network).slow_time(SLOW)
-        fresh.schedule, fresh.prediction = Flow(), "flow"
         return fresh
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
@@ -70,6 +83,3 @@ class MeanFlow(Distillation):
             target = torch.cat([v[:apart] - expand(t - r, z)[:apart] * slope, v[apart:]])
         error = (mean_velocity(self.model, z, r, t, condition) - target).square().flatten(1).sum(1)
         return (error / (error.detach() + 1e-3) ** self.power).mean()
-
-    def sampler(self, model):
-        return Sampler("mean_velocity")

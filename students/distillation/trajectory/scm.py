@@ -1,4 +1,4 @@
-"""Simplified continuous-time consistency distillation, sCD (Lu & Song 2024 [2410.11081])."""
+"""Simplified continuous-time consistency models, sCD and sCT (Lu & Song 2024 [2410.11081])."""
 
 import math
 
@@ -18,7 +18,7 @@ C = 0.1  # of the tangent normalisation, Sec. 4.1
 
 
 class ContinuousConsistency(ConsistencyMethod):
-    """Algorithm 1, distillation. In TrigFlow's coordinates, x_t = cos(t) x_0 + sin(t) d eps, tan(t) = sigma / d,
+    """sCD, Algorithm 1 with a teacher. In TrigFlow's coordinates, x_t = cos(t) x_0 + sin(t) d eps, tan(t) = sigma / d,
 
         f(x, t) = cos(t) x - sin(t) d F(x / d, t),    v = dx/dt of the teacher,
         g = -cos(t)^2 (d F - v) - r (cos(t) sin(t) x + d cos(t) sin(t) dF/dt),    g <- g / (|g| + 0.1),
@@ -63,7 +63,7 @@ class ContinuousConsistency(ConsistencyMethod):
             return -model.evaluate(scaled, told, condition)
 
         with as_target(self.model):
-            v = (cos * x - self.teacher(noisy, sigma, condition)) / sin
+            v = (cos * x - self.end(noisy, sigma, batch)) / sin
             # cos sin d/dt of log(d tan t) / 4 is 1 / 4
             along = (cos * sin * v / d, torch.full_like(told, 0.25))
             value, slope = tangent(f, (x / d, told), along)
@@ -74,6 +74,22 @@ class ContinuousConsistency(ConsistencyMethod):
         error = (f(x / d, told) - value - g).square().flatten(1).mean(1)
         weight = self.model.weight(told)
         return (weight.exp() * error - weight).mean()
+
+    def end(self, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """The image that the trajectory's tangent at `noisy` points to."""
+        return self.teacher(noisy, sigma, batch.data.condition)
+
+
+class ContinuousConsistencyTraining(ContinuousConsistency):
+    """sCT, Algorithm 1 without a teacher: v = cos(t) d eps - sin(t) x_0, whose mean given x_t is the teacher's.
+
+    The student starts from the teacher's weights all the same, as the paper's does.
+    """
+
+    evaluations = 2
+
+    def end(self, noisy, sigma, batch):
+        return batch.data.x0
 
 
 class Weighted(nn.Module):
