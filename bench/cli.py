@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|tune|search|list|plot|leaderboard|doctor`.
+"""The command line: `python -m bench run|tune|search|repeat|list|plot|leaderboard|doctor`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--out", type=Path, metavar="FILE", help="default: reports/<task>/search.csv")
     search.add_argument("--device", default="cpu")
 
+    again = command("repeat", _repeat, "train methods again from other seeds, for the spread over them")
+    again.add_argument("task", help="a task by name")
+    again.add_argument("--methods", nargs="+", metavar="NAME", required=True, help="distillation methods")
+    again.add_argument("--seeds", nargs="+", type=_whole, metavar="N", default=[1, 2], help="of the training")
+    again.add_argument("--device", default="cpu")
+
     listing = command("list", _list, "tasks, students and metrics by name")
     listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics"), help="default: all three")
 
@@ -101,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
             help="parent of run/, reports/, leaderboards/ (default: .)",
         )
     doctor = command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
-    for sub in (run, tune, search, doctor):
+    for sub in (run, tune, search, again, doctor):
         add_data_root(sub)
     return parser
 
@@ -200,11 +206,21 @@ def _tune(arguments) -> int:
 
 def _search(arguments) -> int:
     from bench.plan import resolve_extractor
-    from bench.search import search
     from bench.tasks import load_task
+    from bench.trials import search
 
     task = resolve_extractor(load_task(arguments.task))
     print(f"wrote {search(task, arguments.methods, arguments.out, arguments.device)}")
+    return 0
+
+
+def _repeat(arguments) -> int:
+    from bench.plan import resolve_extractor
+    from bench.tasks import load_task
+    from bench.trials import repeat
+
+    task = resolve_extractor(load_task(arguments.task))
+    _say_written(repeat(task, arguments.methods, arguments.seeds, arguments.device))
     return 0
 
 

@@ -166,6 +166,7 @@ def frame(cells: list[dict], store: Store):
             **{f"{name}_jackknife": values for name, values in cell.get("jackknife", {}).items()},
             **cell.get("latency", {}),
             **_training(cell.get("training", {})),
+            **{f"{name}_repeats": values for name, values in _repeats(cell).items()},
             **_failures(cell),
             "own_model": cell["identity"].get("teacher", {}) is None,
             "device": cell["provenance"]["device"],
@@ -180,6 +181,13 @@ def frame(cells: list[dict], store: Store):
 def _training(training: dict) -> dict:
     known = {column: training[key] for key, column in TRAINING.items() if key in training}
     return {column: math.nan if value is None else value for column, value in known.items()}
+
+
+def _repeats(cell: dict) -> dict[str, list[float]]:
+    """By column what other training seeds came to in this cell's steps, of as many samples."""
+    found = cell.get("training", {}).get("repeats", {})
+    alike = {name: part["values"] for name, part in found.items() if part["samples"] == cell["samples"]}
+    return {name: values[str(cell["steps"])] for name, values in alike.items() if str(cell["steps"]) in values}
 
 
 def _failures(cell: dict) -> dict:

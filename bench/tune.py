@@ -35,7 +35,7 @@ from students.models.weights import state_hash
 from students.provenance import commit
 from students.solvers.adaptive import BudgetStudent
 from students.spec import OBJECT, SOLVER, parse
-from students.student import SolverStudent
+from students.student import SolverStudent, Student
 
 SAMPLES = 2000  # of each candidate
 
@@ -132,7 +132,7 @@ def _choose(context: Context, students: dict[str, SolverStudent], steps: Sequenc
     return {"cost": {"evaluations": evaluations, "relative": relative, "seconds": round(seconds, 1)}, "steps": rows}
 
 
-def distance(context: Context, student: SolverStudent, n: int, seeds: range) -> tuple[float | None, int]:
+def distance(context: Context, student: Student, n: int, seeds: range) -> tuple[float | None, int]:
     """The task's primary metric of a student's samples, None where they are not finite; and their evaluations."""
     task, statistics, evaluations = context.task, context.collectors(), 0
     cell = Cell(student.name, n, 1.0, 0, {"seeds": [seeds.start, seeds.stop]})

@@ -43,7 +43,8 @@ def training_table(
     number. names: of the students to show, by default all.
 
     Evaluations and seconds are of the training, with all that went before, or of finding a solver's grid; `x teacher`:
-    relative to the evaluations of the teacher's own training. Then break-even (see RULE), the solver compared with
+    relative to the evaluations of the teacher's own training; `over seeds`: the deviation of the metric over training
+    seeds, where it was measured. Then break-even (see RULE), the solver compared with
     (none that samples from a model of its own, whose evaluations are of another size), and where they were measured the
     distances to the teacher's samples (bench/measure/faithfulness.py) and the straightness of the student's flow.
     """
@@ -73,6 +74,7 @@ def training_table(
                 "steps": f"{row['steps']}",
                 "NFE": f"{row['nfe']:.4g}",
                 metric: plus_minus(row[metric], row[f"{metric}_se"]),
+                "over seeds": plus_minus(row.get(f"{metric}_seeds_std", math.nan)),
                 "x teacher": "n/a" if math.isnan(cost) else f"{cost:.3g}",
                 "evaluations": f"{row['training_evaluations']:,.0f}",
                 "seconds": f"{row['training_seconds']:,.0f}",

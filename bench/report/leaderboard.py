@@ -27,7 +27,8 @@ Every number here is measured. Within a budget of N network evaluations a studen
 whose measured NFE is at most N**, whether or not that is its best score. Rank is by {metric} ({better} is better);
 `≈` joins students that cannot be told from the first of their rank: zero lies in the 95 % interval of the paired
 difference, same seeds and classes for both{unknown}. `to the best` is that difference from the first of the table,
-± is one standard error. NFE is counted, per image; latency is the median for one image.\
+± is one standard error. `over training seeds` is the standard deviation of students trained alike from different
+seeds, this one included, where that was measured. NFE is counted, per image; latency is the median for one image.\
 """
 
 
@@ -118,12 +119,27 @@ def _ranking(entries: pd.DataFrame, cells: pd.DataFrame, metric: str, better: di
     entries = entries.sort_values([metric, "student"], ascending=[better[metric] == "lower", True])
     columns = _columns(entries, metric, better)
     places, first = ranks(entries, cells, metric), _key(entries.iloc[0])
-    header = ["rank", "student", "steps", "NFE", metric, "to the best", *columns[1:], "blocks", "latency (ms)"]
+    seeds = f"{metric}_seeds_std"
+    over_seeds = ["over training seeds"] if seeds in entries and entries[seeds].notna().any() else []
+    header = [
+        "rank",
+        "student",
+        "steps",
+        "NFE",
+        metric,
+        *over_seeds,
+        "to the best",
+        *columns[1:],
+        "blocks",
+        "latency (ms)",
+    ]
     rows = []
     for place, (_, row) in zip(places, entries.iterrows(), strict=True):
         numbers = [plus_minus(row[name], row[f"{name}_se"]) for name in columns]
         gap = difference(cells, _key(row), first, metric)
         numbers.insert(1, "" if _key(row) == first else plus_minus(gap.value, gap.error))
+        if over_seeds:
+            numbers.insert(1, "" if math.isnan(row[seeds]) else plus_minus(row[seeds]))
         rank = f"{place} ≈" if places.count(place) > 1 else f"{place}"
         spent = [row["student"], row["steps"], f"{row['nfe']:.4g}"]
         rows.append([rank, *spent, *numbers, row["blocks"], plus_minus(row.get("latency_ms", math.nan))])

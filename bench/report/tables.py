@@ -1,6 +1,7 @@
 """Cells to tables: statistics over seed blocks, students x steps, and results.csv."""
 
 import math
+import statistics
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report.files import write_atomically
-from bench.report.uncertainty import LEFT_OUT, bias, difference, estimate
+from bench.report.uncertainty import LEFT_OUT, REPEATS, bias, difference, estimate
 from students.errors import FewstepError
 from students.models.found_grids import BEST
 
@@ -17,7 +18,7 @@ WIDTH = 120
 PROTOCOL = ["samples", "guidance", "dtype", "rounding"]
 KEYS = ["task", "version", *PROTOCOL, "student", "steps"]
 TIMES = ["latency_ms", "latency_p90_ms", "throughput_ms", "throughput_p90_ms", "network_ms"]
-SUFFIXES = ("_std", "_min", "_se", "_bias")
+SUFFIXES = ("_std", "_min", "_se", "_bias", "_seeds_std")
 TIMED = [*TIMES, "throughput_batch", "peak_memory_mb"]  # what no two runs measure alike
 ONCE = {
     "grid": "first",
@@ -81,14 +82,23 @@ def aggregate(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _uncertainty(groups, numbers: list[str], spread: pd.DataFrame, blocks: pd.Series) -> pd.DataFrame:
-    """`_se` of every number; of those known without each group of samples also `_bias`, of so many samples."""
+    """`_se` of every number; `_bias` of those known without each group of samples, of so many samples; and `_seeds_std`
+    of those known for other training seeds, the deviation over all seeds."""
     found = {f"{name}_se": spread[f"{name}_std"] / blocks**0.5 for name in numbers}
     for name in numbers:
         if name + LEFT_OUT in groups.obj:
             both = groups[[name, name + LEFT_OUT]]
             found[f"{name}_se"] = both.apply(lambda rows: estimate(*map(list, rows.values.T)).error)
             found[f"{name}_bias"] = both.apply(lambda rows: _mean_bias(*rows.values.T))
+        if name + REPEATS in groups.obj:
+            both = groups[[name, name + REPEATS]]
+            found[f"{name}_seeds_std"] = both.apply(lambda rows: _over_seeds(*rows.values.T))
     return pd.DataFrame(found)
+
+
+def _over_seeds(values, repeats) -> float:
+    others = repeats[0]
+    return statistics.stdev([math.fsum(values) / len(values), *others]) if isinstance(others, list) else math.nan
 
 
 def _mean_bias(values, left_out) -> float:

@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 LEFT_OUT = "_jackknife"
+REPEATS = "_repeats"
 
 
 @dataclass(frozen=True)

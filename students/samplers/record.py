@@ -104,7 +104,8 @@ def training_cost(records: list[dict]) -> dict:
 
     evaluations: of networks, teacher's and all players'. relative: to those of the teacher's own training, None where
     that is not known. seconds. curve: pairs of evaluations spent and the energy distance then, all stages joined.
-    straightness: of the student's flow, for methods that report it.
+    straightness: of the student's flow, for methods that report it. repeats: what other training seeds came to, where
+    that was measured (bench/trials.py).
     """
     before, teacher = records[0]["before"], records[0]["teacher"]["evaluations"]
     evaluations, curve = before["evaluations"], []
@@ -119,4 +120,4 @@ def training_cost(records: list[dict]) -> dict:
         "seconds": round(before["seconds"] + sum(record["seconds"] for record in records), 1),
         "curve": curve,
     }
-    return cost | {key: records[-1][key] for key in ("straightness",) if key in records[-1]}
+    return cost | {key: records[-1][key] for key in ("straightness", "repeats") if key in records[-1]}

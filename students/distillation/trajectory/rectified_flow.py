@@ -1,5 +1,7 @@
 """Rectified flow and reflow (Liu et al. 2022 [2209.03003]; InstaFlow [2309.06380]): straight paths need few steps."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -25,9 +27,10 @@ class RectifiedFlow(Distillation):
     needs = {NOISE, DATA}
     evaluations = 1
     budget = 0.2
+    settings = {"dropout": 0.1}
 
     def build(self, stage, trained):
-        return trainable(self.start, Flow, dropout=DATA in self.needs)
+        return trainable(self.start, Flow)
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
         noise, x0, condition = self.ends(batch)
@@ -67,6 +70,7 @@ class Reflow(RectifiedFlow):
     after = "rectified_flow"
     pairs = Pairs(count=10_000, solver="euler", steps=16)
     budget = 0.9
+    settings: ClassVar[dict] = {}
 
     def ends(self, batch):
         return batch.pairs.noise, batch.pairs.x0, batch.pairs.condition

@@ -113,3 +113,12 @@ def test_parts_of_other_extractors_follow_with_their_own_metric():
     other = tiny(("a", 2, 0, 5.0)).rename(columns={"fd": "fid768"})
     text = leaderboard([(tiny(("a", 2, 0, 1.0)), "fd", LOWER, {}), (other, "fid768", {"fid768": "lower"}, {})])
     assert text.count("## ") - text.count("### ") == 2 and "`fid768`" in text
+
+
+def test_the_spread_over_training_seeds_is_a_column_where_there_is_one():
+    cells = tiny(("ecm", 1, 0, 2.0), ("lcm", 1, 0, 3.0))
+    assert "| over training seeds |" not in leaderboard([(cells, "fd", LOWER, {})])
+    cells["fd_repeats"] = [[4.0, 6.0], float("nan")]
+    page = leaderboard([(cells, "fd", LOWER, {})])
+    assert "| over training seeds |" in page
+    assert [row[5] for row in rankings(page)[1]] == ["2.00", ""]

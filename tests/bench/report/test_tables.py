@@ -276,3 +276,11 @@ def test_the_grids_that_were_best_are_said():
     assert grid_notes(cells) == [note] and f"  {note}\n" in to_text(cells, "fd", {"fd": "lower"}) + "\n"
     assert aggregate(cells)["grid"].tolist() == cells["grid"].tolist()
     assert grid_notes(cells[:3]) == [] and grid_notes(cells.drop(columns="grid")) == []
+
+
+def test_the_spread_over_training_seeds_includes_the_seed_that_is_shown():
+    cells = tiny(("ecm", 1, 0, 1.0), ("ecm", 1, 1, 3.0), ("lcm", 1, 0, 2.0))
+    cells["fd_repeats"] = [[4.0, 6.0], [4.0, 6.0], float("nan")]
+    table = aggregate(cells).set_index("student")
+    assert table.loc["ecm", "fd_seeds_std"] == pytest.approx(2.0)  # of 2, 4 and 6
+    assert np.isnan(table.loc["lcm", "fd_seeds_std"])
