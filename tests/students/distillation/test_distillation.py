@@ -1,10 +1,12 @@
 """Every distillation method, trained for real on the Gaussian mixture whose exact answers are known."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
+from filelock import FileLock
 
 import students
 from bench.measure.vectors import mode_coverage, sliced_wasserstein
@@ -38,18 +40,20 @@ def task_of(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A function that trains a method once, and what it starts from before; returns the folder of the weights."""
-    root = tmp_path_factory.mktemp("distilled")
-    done = set()
+    """A function that trains a method once for all workers, what it starts from before; returns the weights' folder."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "distilled"
+    root.mkdir(exist_ok=True)
 
     def folder_of(name):
-        folder = root / task_of(name)
-        if name not in done:
-            if (after := method_class(name).after) is not None:
-                folder_of(after)
-            budget = BUDGETS.get(name, 0.95)
-            train_method(name, task_of(name), out=folder, state=root / "state" / name, budget=budget)
-            done.add(name)
+        folder, done = root / task_of(name), root / f"{name}.done"
+        if (after := method_class(name).after) is not None:
+            folder_of(after)
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                budget = BUDGETS.get(name, 0.95)
+                train_method(name, task_of(name), out=folder, state=root / "state" / name, budget=budget)
+                done.touch()
         return folder
 
     return folder_of
