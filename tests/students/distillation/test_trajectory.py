@@ -8,7 +8,8 @@ from torch import nn
 
 import students
 from students.distillation.functions import jump
-from students.distillation.trajectory import ctm
+from students.distillation.trajectory import ctm, imm
+from students.errors import FewstepError
 from students.models.load import load_start
 from students.training import quality
 from students.training.batches import Batch, Data
@@ -31,7 +32,7 @@ def batch_of(method, n: int) -> Batch:
 # Dropout: what is compared with itself is one function
 
 
-@pytest.mark.parametrize("name", ["consistency_training", "ict", "ecm", "meanflow", "scm"])
+@pytest.mark.parametrize("name", ["consistency_training", "ict", "ecm", "meanflow", "scm", "sct", "imm"])
 def test_the_network_that_is_its_own_target_has_no_dropout(name):
     method = begun(name, "digits")
     assert {module.p for module in method.model.modules() if isinstance(module, nn.Dropout)} == {0.0}
@@ -127,7 +128,7 @@ def test_x0_is_clipped_in_the_steps_of_teachers_of_images(task, x0):
 # Embeddings of time
 
 
-@pytest.mark.parametrize("name", ["meanflow", "scm"])
+@pytest.mark.parametrize("name", ["meanflow", "scm", "sct"])
 def test_the_slow_embedding_survives_saving_and_loading(name, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "SAMPLES", 20)
     settings = {"steps": 2, "batch_size": 8}
@@ -140,3 +141,113 @@ def test_the_slow_embedding_survives_saving_and_loading(name, tmp_path, monkeypa
 def test_networks_of_other_students_are_built_with_the_embedding_of_their_teacher():
     for name in ("consistency", "boot", "ddim"):
         assert students.load(name, task="digits").denoiser.network.scale == 250
+
+
+# Mean velocities: where all data is one point c, that from r to t is (z - c) / t, whatever r is
+
+
+class ToOnePoint:
+    """u(z, r, t) = (z - c) / t, plus `error`."""
+
+    def __init__(self, start, point: float, error: float = 0.0):
+        self.network, self.sigma_data, self.point, self.error = start.network, start.sigma_data, point, error
+        self.training = True
+
+    def evaluate(self, z, t, condition, extra):
+        return (z - self.point) / t[:, None] + self.error
+
+    def eval(self):
+        self.training = False
+
+    def train(self, mode):
+        self.training = mode
+
+
+def at_one_point(method, n: int) -> Batch:
+    x0 = torch.full((n, *method.start.shape), 0.3)
+    return Batch(noise=torch.randn(n, *method.start.shape), condition=None, data=Data(x0, None))
+
+
+@pytest.mark.parametrize("name", ["shortcut", "imm"])
+def test_the_exact_mean_velocity_of_one_point_costs_nothing(name):
+    method, generator = begun(name, "gaussians"), torch.Generator().manual_seed(0)
+    batch = at_one_point(method, 64)
+    for error in (0.0, 0.1):
+        method.model = ToOnePoint(method.start, 0.3, error)
+        if name == "shortcut":
+            method.target_ema.module = method.model
+        loss = method.loss(batch, 0, generator)
+        assert (loss < 1e-6) if error == 0 else (loss > 1e-3)
+        assert method.model.training
+
+
+def test_steps_of_shortcut_are_multiples_of_twice_the_half_step():
+    method = begun("shortcut", "gaussians")
+    seen = []
+    method.two_steps = lambda z, t, d, condition: seen.append((t, d)) or torch.zeros_like(z)
+    for step in range(20):
+        method.loss(batch_of(method, 64), step, torch.Generator().manual_seed(step))
+    t, d = (torch.cat(part) for part in zip(*seen, strict=True))
+    assert set((1 / d).tolist()) == {2, 4, 8, 16, 32, 64, 128} and len(t) == 20 * 16
+    assert torch.equal((t / (2 * d)).round(), t / (2 * d)) and t.min() > 0 and t.max() == 1
+
+
+def test_the_finest_half_steps_are_the_flow_s_own():
+    method = begun("shortcut", "gaussians")
+    told = []
+    method.target.evaluate = lambda z, t, condition, extra: told.append(extra[:, 0]) or torch.zeros_like(z)
+    d = torch.tensor([1 / 128, 1 / 64])
+    method.two_steps(torch.zeros(2, 2), 4 * d, d, None)
+    assert [part.tolist() for part in told] == [[0.0, 1 / 64]] * 2
+
+
+def test_the_discrepancy_of_imm_is_that_of_pairs_of_one_class():
+    method = begun("imm", "gaussians-cond")
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, 8, 2, generator=generator).unbind()
+    condition, width = torch.tensor([0, 0, 1, 1, 2, 2, 2, 3]), torch.tensor([0.5, 2.0])
+
+    def kernel(x, y, i, j, group):
+        i, j = 4 * group + i, 4 * group + j
+        return (condition[i] == condition[j]) * math.exp(-(x[i] - y[j]).norm() / width[group])
+
+    expected = [
+        sum(
+            kernel(a, a, i, j, group) + kernel(b, b, i, j, group) - 2 * kernel(a, b, i, j, group)
+            for i in range(4)
+            for j in range(4)
+        )
+        / 16
+        for group in range(2)
+    ]
+    torch.testing.assert_close(method.discrepancy(a, b, condition, width), torch.tensor(expected))
+
+
+def test_imm_goes_back_by_equal_steps_of_noise_over_signal_and_not_beyond_its_end(monkeypatch):
+    method = begun("imm", "gaussians")
+    asked = []
+    monkeypatch.setattr(imm, "mean_velocity", lambda model, z, s, t, condition: asked.append((s, t)) or z)
+    method.loss(batch_of(method, 4000), 0, torch.Generator().manual_seed(0))
+    (s, t), (_, r) = asked
+    assert (s <= r).all() and (r <= t).all() and t.max() <= 0.994 and (t.reshape(-1, 4).std(1) == 0).all()
+    beyond = r > s
+    eta = (t / (1 - t) - r / (1 - r))[beyond & (t < 0.9)]
+    torch.testing.assert_close(eta, torch.full_like(eta, method.options.gap), atol=1e-4, rtol=0)
+
+
+def test_a_batch_of_imm_is_whole_groups():
+    method = begun("imm", "gaussians")
+    with pytest.raises(FewstepError, match="a batch of 6 is not whole groups of 4 particles"):
+        method.loss(batch_of(method, 6), 0, torch.Generator().manual_seed(0))
+
+
+# sCT
+
+
+def test_sct_is_scm_with_data_for_the_teacher_s_images():
+    ours, theirs = begun("sct", "digits"), begun("scm", "digits")
+    theirs.model = ours.model
+    batch = batch_of(ours, 8)
+    theirs.teacher = lambda noisy, sigma, condition: batch.data.x0
+    losses = [method.loss(batch, 30, torch.Generator().manual_seed(0)) for method in (ours, theirs)]
+    assert torch.equal(*losses)
