@@ -21,7 +21,7 @@ def print_table(records: list[dict], task: Task, store: Store) -> None:
     That is compared with every solver that the store has cells of.
     """
     from bench.report.costs import training_text
-    from bench.report.tables import to_text
+    from bench.report.quality import to_text
 
     cells, metric = _cells(records, task, store)
     everything, _ = _cells(store.cells(), task, store)

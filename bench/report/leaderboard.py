@@ -9,13 +9,12 @@ import pandas as pd
 from bench.report.costs import RULE as COST_RULE
 from bench.report.costs import training_table
 from bench.report.files import write_atomically
+from bench.report.quality import footnotes, grid_notes
 from bench.report.tables import (
     REAL,
     TEACHER,
     aggregate,
     describe,
-    footnotes,
-    grid_notes,
     plus_minus,
     protocols,
     without_references,

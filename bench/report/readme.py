@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from bench.report.files import write_atomically
-from bench.report.tables import REAL, TEACHER, aggregate, describe, protocols, quality_table, without_references
+from bench.report.quality import quality_table
+from bench.report.tables import REAL, TEACHER, aggregate, describe, protocols, without_references
 from bench.report.uncertainty import difference
 from students.errors import FewstepError
 

@@ -11,13 +11,13 @@ from bench.report.costs import training_text
 from bench.report.differences import differences_text
 from bench.report.files import is_current, png, safe_name, write_atomically
 from bench.report.latencies import latency_text
+from bench.report.quality import to_text
 from bench.report.tables import (
     PROTOCOL,
     REAL,
     TIMED,
     aggregate,
     protocols,
-    to_text,
     without_references,
     write_results,
 )

@@ -163,6 +163,13 @@ class Network(nn.Module):
         raise FewstepError(f"{type(self).__name__} {what}: start from a network of students/networks that does")
 
 
+def set_dropout(model: nn.Module, p: float) -> None:
+    """`Network.set_dropout` of every network inside of a module."""
+    for module in model.modules():
+        if isinstance(module, Network):
+            module.set_dropout(p)
+
+
 def as_network(module: nn.Module) -> Network:
     """The module, if it keeps the contract; raises FewstepError for any other."""
     if not isinstance(module, Network):

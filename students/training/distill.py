@@ -22,7 +22,7 @@ from students.models.load import load_start
 from students.models.teacher import Teacher
 from students.models.teachers import recipe, weights_folder
 from students.models.weights import state_hash
-from students.networks.network import Network
+from students.networks.network import set_dropout
 from students.options import check, describe
 from students.provenance import commit
 from students.samplers import Sampler, make
@@ -125,9 +125,7 @@ def train_method(
     for stage, steps in zip(method.stages, updates, strict=True):
         torch.manual_seed(seed)
         model = method.begin(stage, trained, steps)
-        for module in model.modules():
-            if isinstance(module, Network):
-                module.set_dropout(settings["dropout"])
+        set_dropout(model, settings["dropout"])
         players = _players(method, settings, batches)
         samplers[stage] = method.sampler(method.sampled(model))
 

@@ -8,19 +8,8 @@ import pytest
 
 from bench.report.latencies import latency_table, latency_text
 from bench.report.leaderboard import leaderboard
-from bench.report.tables import (
-    aggregate,
-    describe,
-    footnotes,
-    grid_notes,
-    plus_minus,
-    protocols,
-    quality_table,
-    ranked,
-    saturated,
-    to_text,
-    write_results,
-)  # fmt: skip
+from bench.report.quality import footnotes, grid_notes, quality_table, saturated, to_text
+from bench.report.tables import aggregate, describe, plus_minus, protocols, ranked, write_results
 from students.errors import FewstepError
 
 SOLVERS = [
@@ -284,3 +273,14 @@ def test_the_spread_over_training_seeds_includes_the_seed_that_is_shown():
     table = aggregate(cells).set_index("student")
     assert table.loc["ecm", "fd_seeds_std"] == pytest.approx(2.0)  # of 2, 4 and 6
     assert np.isnan(table.loc["lcm", "fd_seeds_std"])
+
+
+def test_a_further_step_that_makes_a_student_worse_is_said_below_the_table():
+    rows = [
+        ("cd", n, block, value + block) for n, value in ((1, 3.0), (2, 2.0), (4, 2.5), (8, 2.4)) for block in range(3)
+    ]
+    cells = tiny(*rows, family="distilled")
+    cells.loc[cells["steps"] == 8, "fd"] += [0.5, -0.4, 0.6]  # worse on average, but not in every block
+    assert footnotes(cells, "fd", LOWER) == ["worse in more steps: cd at 4 than at 2 (0.500 ± 0.000)"]
+    assert footnotes(cells, "fd", {"fd": "higher"}) == ["worse in more steps: cd at 2 than at 1 (-1.00 ± 0.00)"]
+    assert footnotes(cells.assign(family="solver"), "fd", LOWER) == []
