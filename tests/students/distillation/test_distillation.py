@@ -15,6 +15,7 @@ from students.data import load_data
 from students.diffusion.denoiser import under
 from students.diffusion.schedules import SCHEDULES, VE
 from students.distillation.trajectory.consistency import ConsistencyDistillation
+from students.distillation.trajectory.consistency_training import ImprovedConsistencyTraining
 from students.errors import FewstepError, Stopped, Unsupported, WeightsError
 from students.models import weights
 from students.models.load import load_start, load_teacher
@@ -305,3 +306,18 @@ def test_a_denoiser_is_the_same_under_every_schedule(kind):
     teacher.prediction = "eps"
     with pytest.raises(FewstepError, match="knows one schedule only"):
         under(teacher, VE)
+
+
+def test_dropout_is_a_setting_of_what_is_trained_and_not_of_its_targets(tmp_path, monkeypatch):
+    seen = []
+    plain = ImprovedConsistencyTraining.target_of
+    monkeypatch.setattr(
+        ImprovedConsistencyTraining,
+        "target_of",
+        lambda self, *given: seen.append(self.model.training) or plain(self, *given),
+    )
+    settings = {"steps": 2, "batch_size": 8, "dropout": 0.2}
+    train_method("ict", "digits", out=tmp_path, state=tmp_path / "s", settings=settings)
+    record = json.loads((tmp_path / "ict.json").read_text())
+    assert record["settings"]["dropout"] == record["model"]["network"]["dropout"] == 0.2
+    assert seen == [False, False]
