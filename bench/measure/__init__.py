@@ -67,6 +67,24 @@ METRICS = {
             ("precision_{extractor}", "recall_{extractor}"), _IMAGE, "precision and recall of features, k = 3",
         ),
         Metric(
+            "coverage", "bench.measure.diversity:density_coverage", "higher", {"features": "rows"},
+            ("density_{extractor}", "coverage_{extractor}"), _IMAGE, "density and coverage of features, k = 5",
+        ),
+        Metric(
+            "vendi", "bench.measure.diversity:vendi", "higher", {"features": "rows"},
+            ("vendi_{extractor}",), _IMAGE, "Vendi score of features: how many different samples there seem to be",
+        ),
+        Metric(
+            "spread", "bench.measure.diversity:spread", "higher", {"features": "rows"},
+            ("spread_{extractor}",), _IMAGE, "mean distance of two samples' features, relative to real images'",
+        ),
+        Metric(
+            "classes", "bench.measure.diversity:classes", "higher", {"logits": "rows"},
+            ("classes_{extractor}", "class_distance_{extractor}"), _IMAGE,
+            "classes of the extractor found, and chi-square distance of their shares to real images'",
+            opposite=("class_distance_{extractor}",),
+        ),
+        Metric(
             "is", "bench.measure.fidelity:inception_score", "higher", {"logits": "rows"},
             ("is_{extractor}",), _IMAGE, "inception score on the extractor's classes",
         ),

@@ -18,7 +18,7 @@ KID_SUBSET_SIZE = 1000
 KID_SEED = 2020
 NEIGHBOURS = 3
 ROWS = 200  # at a time against all others: their squared distances to 50,000 rows take 40 MB
-_known_radii: WeakKeyDictionary[FeatureStats, Tensor] = WeakKeyDictionary()  # of real rows, for all cells of a run
+_known_radii: WeakKeyDictionary[FeatureStats, dict[int, Tensor]] = WeakKeyDictionary()  # of real rows, for a whole run
 ISC = {"splits": 10, "shuffle": True, "rng_seed": 2020}
 
 
@@ -84,9 +84,8 @@ def precision_recall(generated: dict[str, FeatureStats], reference: Reference) -
             f"precision and recall need more than {NEIGHBOURS} samples on each side, got {n} and {n_real}"
         )
     ours, real = (side.to(reference.device) for side in rows)
-    our_radii, real_radii = radii(ours), _known_radii.get(reference.train["features"])
-    if real_radii is None:
-        real_radii = _known_radii[reference.train["features"]] = radii(real)
+    our_radii = radii(ours, NEIGHBOURS)
+    real_radii = known_radii(reference.train["features"], NEIGHBOURS, reference.device)
     realistic, covered = 0, torch.zeros(n_real, dtype=torch.bool, device=reference.device)
     for part, reach in zip(ours.split(ROWS), our_radii.split(ROWS), strict=True):
         distances = squared_distances(part, real)
@@ -95,11 +94,19 @@ def precision_recall(generated: dict[str, FeatureStats], reference: Reference) -
     return realistic / n, covered.double().mean().item()
 
 
-def radii(rows: Tensor) -> Tensor:
+def radii(rows: Tensor, k: int) -> Tensor:
     """The squared distance of every row to its k-th nearest other one, (N,)."""
     parts = (squared_distances(part, rows) for part in rows.split(ROWS))
-    nearest = [distances.topk(NEIGHBOURS + 1, largest=False).values for distances in parts]  # with the row itself
+    nearest = [distances.topk(k + 1, largest=False).values for distances in parts]  # with the row itself
     return torch.cat(nearest)[:, -1]
+
+
+def known_radii(real: FeatureStats, k: int, device) -> Tensor:
+    """`radii` of real rows, computed once a run."""
+    known = _known_radii.setdefault(real, {})
+    if k not in known:
+        known[k] = radii(real.rows().to(device), k)
+    return known[k]
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

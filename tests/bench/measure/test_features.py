@@ -146,9 +146,9 @@ def test_radii_of_real_images_are_computed_once(monkeypatch):
     cells = [rows_of(torch.randn(n, 8, generator=generator)) for n in (300, 301)]
     sizes = []
 
-    def counted(rows):
+    def counted(rows, k):
         sizes.append(len(rows))
-        return radii(rows)
+        return radii(rows, k)
 
     radii = fidelity.radii
     monkeypatch.setattr(fidelity, "radii", counted)
