@@ -117,6 +117,7 @@ STUDENTS = {
     "rk45": Entry("students.solvers.adaptive:rk45", "Dormand-Prince; steps = NFE budget", grid=_ENDS),
 }
 _TRAJECTORY = "students.distillation.trajectory"
+_MATCHING = "students.distillation.matching"
 
 # Distillation methods (students/distillation); a trained one is a student.
 METHODS = {
@@ -148,6 +149,7 @@ METHODS = {
         ("imm", f"{_TRAJECTORY}.imm:InductiveMomentMatching", "kernel distance of two maps, from scratch [2503.07565]"),
         ("dsno", f"{_TRAJECTORY}.dsno:TrajectoryOperator", "the whole trajectory in one call [2211.13449]"),
         ("genie", f"{_TRAJECTORY}.genie:Genie", "DDIM's second-order term in a small head [2210.05475]"),
+        ("dmd", f"{_MATCHING}.dmd:DistributionMatching", "score difference and regression [2311.18828]"),
     )
 }
 # How a model samples that is no denoiser of a diffusion: a name only after a model.
@@ -186,6 +188,7 @@ def parse(text: str) -> Spec:
     argument = ":".join(part for part in rest if "=" not in part)
     if head == FILE:
         return _parse_model(text, head, *_own_path(rest))
+    # one rule for a name of both: with a checkpoint's name it is the checkpoint, else the method
     if head not in STUDENTS and head in families() and (argument or head not in METHODS):
         return _parse_model(text, head, *(rest or [""]))
     options = _options(rest, text)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from students.diffusion.denoiser import Denoiser, under
 from students.diffusion.grids import make_grid, polynomial
 from students.diffusion.schedules import VE
+from students.distillation.functions import LPIPS
 from students.errors import FewstepError
 from students.models.teacher import Teacher
 from students.networks import build_network
@@ -55,21 +56,23 @@ class Distillation:
 
     Options: a frozen dataclass, the method's own options with types, ranges and defaults (students/options.py).
     needs: what a batch carries, of NOISE, DATA and PAIRS. pairs: which pairs.
-    stages: their names; the weights of a stage are `method-stage.safetensors`. shares: of the budget, one a stage.
+    stages: their names; the weights of a stage are `method-stage.safetensors`. shares: of the updates, one a stage.
     after: the method whose student this one starts from and, for PAIRS, which makes the pairs.
-    evaluations: of networks, teacher's and students', an update costs for each image; the plan of a budget.
+    evaluations: of networks, all players' and the teacher's, that an update of the student costs for each image, and
+        opponent_evaluations: a step of its opponents; the plan of a budget.
     budget: evaluations of the training, all stages, relative to those of the teacher's own.
     settings: of the student as a player, and the batch size. vector_settings: others, for tasks of vectors.
     target_decay: of the moving average `self.target` of the model, which a loss may use; None for no such.
     """
 
     Options: ClassVar[type] = NoOptions
-    needs: ClassVar[frozenset | set] = frozenset({NOISE, DATA})
-    pairs: ClassVar[Pairs | None] = None
+    needs: frozenset | set = frozenset({NOISE, DATA})
+    pairs: Pairs | None = None
     stages: ClassVar[Sequence[str]] = ("",)
     shares: ClassVar[Sequence[float]] = (1.0,)
     after: ClassVar[str | None] = None
     evaluations: float = 2
+    opponent_evaluations: float = 0
     budget: ClassVar[float] = 1.5
     settings: ClassVar[dict] = {}
     vector_settings: ClassVar[dict] = {}
@@ -126,6 +129,10 @@ class Distillation:
     def networks(self) -> list[nn.Module]:
         """The modules whose calls are the student's evaluations in training."""
         return [self.model] if self.target_ema is None else [self.model, self.target]
+
+    def feature_spaces(self) -> list[str]:
+        """The feature spaces in which the student is trained, where it is not to be ranked."""
+        return [LPIPS] if getattr(self.options, "distance", None) == LPIPS else []
 
     def report(self, model: nn.Module) -> dict:
         """Further numbers about a trained model, for its record."""

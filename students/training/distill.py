@@ -100,20 +100,22 @@ def train_method(
     }  # fmt: skip
     described = {"task": task, "method": name, "seed": seed, "teacher": identity, "options": options}
     described |= {"start": state_hash(start)}
-    plan = {"count": settings.pop("pairs"), "steps": kind.pairs.steps, "path": kind.pairs.path} if kind.pairs else {}
+    count = settings.pop("pairs", None)
+    plan = {"count": count, "steps": method.pairs.steps, "path": method.pairs.path} if method.pairs else {}
     spent = plan["count"] * plan["steps"] if plan else 0
     updates = updates_of_stages(method, identity["evaluations"], spent, budget, settings)
     check_folder(state, "--state folder")
     method.begin(method.stages[0], {}, updates[0])  # what cannot be built is to be known before pairs are made
     pair_set = None
-    if PAIRS in kind.needs:
-        maker = pair_maker(Teacher(start, previous.grid, source.prior) if previous else source, kind, device)
-        made_by = {"task": task, "teacher": state_hash(maker.denoiser), "solver": kind.pairs.solver, "grid": maker.grid}
+    if PAIRS in method.needs:
+        solver = method.pairs.solver
+        maker = pair_maker(Teacher(start, previous.grid, source.prior) if previous else source, solver, device)
+        made_by = {"task": task, "teacher": state_hash(maker.denoiser), "solver": solver, "grid": maker.grid}
         place = pairs or pairs_folder(state.parent / "pairs", made_by | plan)
         pair_set = shared_pairs(deadline, place, maker, made_by, **plan)
         described |= {"pairs": made_by | plan}
     batches = Batches(
-        kind.needs, batch_share(settings["batch_size"]), samples,
+        method.needs, batch_share(settings["batch_size"]), samples,
         None if source.classes is None else data.labels.to(device),  # type: ignore[union-attr]
         flips=made.flips, classes=source.classes, prior=source.prior, pairs=pair_set,
     )  # fmt: skip
@@ -153,13 +155,18 @@ def train_method(
         )
         if record["steps"] < steps:
             raise stopped(f"{name} {f'(stage {stage})' if stage else ''}".strip(), record, state)
-        if pair_set and not records:
+        if pair_set and stage == method.stages[0]:
             record["evaluations"] = record["evaluations"] | {"pairs": pair_set.spent}
             record["seconds"] = round(record["seconds"] + pair_set.seconds, 1)
         trained[stage] = modules[STUDENT]
         records[stage] = described | {"stage": stage, "settings": settings} | record | method.report(trained[stage])
         records[stage] |= sampling_record(samplers[stage], method.sampled(trained[stage]), source)
-        records[stage] |= {"before": before, "device": describe_device(device), "commit": commit()}
+        records[stage] |= {
+            "feature_spaces": method.feature_spaces(),
+            "before": before,
+            "device": describe_device(device),
+            "commit": commit(),
+        }
     weights = {
         stage_file(folder, name, stage): (method.sampled(trained[stage]), record) for stage, record in records.items()
     }
@@ -180,9 +187,9 @@ def sampling_record(sampler: Sampler, model, teacher: Teacher) -> dict:
     }
 
 
-def pair_maker(teacher: Teacher, kind: type[Any], device) -> SolverStudent:
+def pair_maker(teacher: Teacher, solver: str, device) -> SolverStudent:
     """The deterministic sampler of a method's noise-image pairs, on the teacher's own grid."""
-    return SolverStudent(teacher, PAIR_SOLVERS[kind.pairs.solver], device=device)
+    return SolverStudent(teacher, PAIR_SOLVERS[solver], device=device)
 
 
 def _players(method, settings: dict, batches: Batches) -> dict[str, Player]:

@@ -67,8 +67,8 @@ def train(
     batch_size: images a step, of all processes; a loss is of `batch_share(batch_size)` of them.
     dtype: bfloat16 runs the networks under autocast, float32 as they are.
     state: a folder for checkpoints, one every `save_every` seconds and one at the end. A checkpoint found there
-        is continued, if it is of the same `config` and number of processes. time_limit: seconds, after which this call
-        stops.
+        is continued, if it is of the same `config`, players and number of processes. time_limit: seconds, after which
+        this call stops.
     networks: modules by role ("teacher", "student"), whose evaluations are counted, one for each row of a batch.
     measure: the quality of the last player's average, taken MEASUREMENTS times over the planned steps; its evaluations
         of networks are not counted.
@@ -83,7 +83,7 @@ def train(
     """
     run = _Run(players, steps, seed, dtype)
     processes, main = run.processes, list(players)[-1]
-    config = None if config is None else config | {"processes": processes.num_processes}
+    config = None if config is None else config | {"processes": processes.num_processes, "players": list(players)}
     rows, curve, before = dict.fromkeys(networks or {}, 0), [], 0.0
     history = History(steps, main)
     measured_at = {round(steps * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)} if measure else set()

@@ -7,13 +7,12 @@ take turns in one loop (loop.py), each seeing the others as they are.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from students.training.ema import EMA
 
 STUDENT = "student"
-Loss = Callable[[torch.Generator, int], Tensor | dict[str, Tensor]]
+Loss = Callable[..., Tensor | dict[str, Tensor]]
 
 
 @dataclass
@@ -21,7 +20,8 @@ class Player:
     """A module that is trained.
 
     loss(generator, step): the mean loss of a fresh batch, a tensor or named terms, which are added; all randomness is
-        drawn from the generator (dropout uses the global one).
+        drawn from the generator (dropout uses the global one). That of a method's opponent is given a batch first,
+        loss(batch, step, generator).
     lr: the peak of a linear warm-up over `warmup` steps and half a cosine to zero. betas, weight_decay: of AdamW.
     clip: the largest norm of a gradient. every: the player is updated in one of so many steps, the first included.
     ema_decay: of the average that is kept of it, which is what the training returns; None for none.

@@ -59,8 +59,13 @@ def teacher_evaluations(task: str, teacher: str | None) -> int | None:
     return None
 
 
+def evaluations_of_step(method, settings: dict) -> float:
+    """Network evaluations an image of one step, in which the opponents move, and the student in one of `every`."""
+    return method.evaluations / settings.get("every", 1) + method.opponent_evaluations
+
+
 def updates_of_stages(method, reference: int | None, spent: int, budget: float | None, settings: dict) -> list[int]:
-    """The updates of each stage: `settings["steps"]`, or what the budget leaves after `spent` evaluations.
+    """The steps of each stage: `settings["steps"]`, or what the budget leaves after `spent` evaluations.
 
     reference: evaluations of the teacher's own training, which budgets are relative to.
     """
@@ -75,7 +80,7 @@ def updates_of_stages(method, reference: int | None, spent: int, budget: float |
             "what this teacher's training cost is not known, so a budget says nothing: give --set steps=N"
         )
     left = (method.budget if budget is None else budget) * reference - spent
-    updates = left / (method.evaluations * settings["batch_size"])
+    updates = left / (evaluations_of_step(method, settings) * settings["batch_size"])
     if updates < 1:
         taken = f"noise-image pairs take {spent} evaluations, so " if spent else ""
         raise FewstepError(f"{taken}the budget is less than one update: give a larger --budget")

@@ -1,0 +1,138 @@
+"""Score distillation: a generator follows the difference of two scores, its own and that of the data.
+
+An image x = G(z) with noise, x_t = x + sigma eps, is evaluated by the teacher and by a fake score, a denoiser that is
+trained on the generator's images while the generator learns. In VE coordinates a score is (D(x_t) - x_t) / sigma^2, so
+
+    s_fake - s_real = (D_fake(x_t, sigma) - D_real(x_t, sigma)) / sigma^2
+
+is the gradient, with respect to x, of the KL divergence between the generator's distribution and the data's at level
+sigma. Methods differ in levels, in the weight of that gradient, and in what they add to it.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from students.diffusion.denoiser import expand
+from students.diffusion.schedules import VE
+from students.distillation.method import Distillation, trainable
+from students.samplers import Sampler
+from students.training.batches import NOISE, Batch
+from students.training.players import Player
+
+
+def surrogate(x: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to x (N, ...) is `gradient`, divided by the number of elements of x."""
+    return 0.5 * (x - (x - gradient).detach()).square().mean()
+
+
+def score_difference(fake: Tensor, real: Tensor, sigma: Tensor) -> Tensor:
+    """s_fake - s_real of two denoisers' estimates (N, ...) at levels sigma (N,)."""
+    return (fake - real) / expand(sigma**2, fake)
+
+
+def denoising(denoise, x: Tensor, noise: Tensor, sigma: Tensor, condition: Tensor | None, weight: Tensor) -> Tensor:
+    """The mean of weight |D(x + sigma eps, sigma) - x|^2 over images x (N, ...) and their elements; weight is (N,)."""
+    error = denoise(x + expand(sigma, x) * noise, sigma, condition) - x
+    return (weight * error.square().flatten(1).mean(1)).mean()
+
+
+def evenly(n: int, schedule: VE, generator: torch.Generator, rho: float = 7.0) -> Tensor:
+    """(n,) levels, float64, uniform in sigma^(1/rho), the middle 96 % of EDM's grid: DMD's t ~ U(0.02 T, 0.98 T)."""
+    u = 0.02 + 0.96 * torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+    low, high = schedule.t_min ** (1 / rho), schedule.t_max ** (1 / rho)
+    return (low + u * (high - low)) ** rho
+
+
+def mean_absolute(x: Tensor, real: Tensor) -> Tensor:
+    """(N,) |x - D_real|_1 / (C S), the error of the teacher's estimate of an image of C channels and S pixels."""
+    return (x - real).abs().flatten(1).mean(1).clamp(min=1e-6)
+
+
+# w(sigma, x, D_real), (N,), of a score difference, by the names of DMD's Table 2; alpha is 1 in VE coordinates
+WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "eq8": lambda sigma, x, real: sigma**2 / mean_absolute(x, real),
+    "sigma/alpha": lambda sigma, x, real: sigma,
+    "sigma^3/alpha": lambda sigma, x, real: sigma**3,
+}
+
+
+class ScoreDistillation(Distillation):
+    """A one-step generator G(z) = D(sigma_1 z, sigma_1), and a fake score; both start from the teacher.
+
+    sigma_1 is 5 sigma_data, SiD's 2.5 at sigma_data = 0.5: there the teacher's estimates already differ with z, while
+    at its noisiest level they are all one mean.
+
+    The fake score, a player of its own, learns to denoise the generator's images,
+
+        loss = lambda(sigma) |D_fake(x + sigma eps, sigma) - x|^2,    x = G(z) held fixed,
+
+    with EDM's weight. The generator's update follows w(sigma) (s_fake - s_real).
+
+    weight: of the score difference, a name of WEIGHTS. first: sigma_1 in units of sigma_data.
+    fake_lr, vector_fake_lr: of the fake score, for images and for tasks of vectors. It has to follow a generator that
+        moves, so it is larger than the generator's, and has no momentum: with equal rates the two circle about each
+        other.
+    """
+
+    needs = {NOISE}
+    evaluations = 3
+    opponent_evaluations = 2
+    budget = 3.0
+    weight: str = "eq8"
+    settings = {"lr": 3e-4, "batch_size": 64}
+    vector_settings = {"lr": 2e-3, "batch_size": 512}
+    first: ClassVar[float] = 5.0
+    fake_lr: ClassVar[float] = 1e-3
+    vector_fake_lr: ClassVar[float] = 4e-3
+
+    def build(self, stage, trained):
+        self.fake = trainable(self.start, VE)
+        return trainable(self.start, VE)
+
+    def opponents(self):
+        lr = self.vector_fake_lr if len(self.start.shape) == 1 else self.fake_lr
+        return {"fake": Player(self.fake, self.fake_loss, lr=lr, betas=(0.0, 0.99), warmup=100)}
+
+    @property
+    def noisiest(self) -> float:
+        """sigma_1."""
+        return self.first * self.start.sigma_data
+
+    def generate(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Images (N, ...) of noise (N, ...)."""
+        level = torch.tensor(self.noisiest, dtype=torch.float64)
+        return self.model(noise * level.to(noise), level, condition)
+
+    def levels(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) noise levels at which the two scores are compared, and the fake one is trained."""
+        return evenly(n, self.teacher.schedule, generator)
+
+    def fake_loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            x = self.generate(batch.noise, batch.condition)
+        sigma = self.levels(len(x), generator)
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        return denoising(self.fake, x, noise, sigma, batch.condition, self.edm_weight(sigma))
+
+    def noised(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images with noise, (N, ...), and its levels (N,)."""
+        sigma = self.levels(len(x), generator)
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        return x + expand(sigma, x) * noise, sigma
+
+    def matching(self, x: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
+        """The loss whose gradient moves images x along w(sigma) (s_fake - s_real)."""
+        with torch.no_grad():
+            x_t, sigma = self.noised(x, generator)
+            real, fake = self.teacher(x_t, sigma, condition), self.fake(x_t, sigma, condition)
+            weight = expand(WEIGHTS[self.weight](sigma, x, real), x)
+        return surrogate(x, weight * score_difference(fake, real, sigma))
+
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor | dict[str, Tensor]:
+        return self.matching(self.generate(batch.noise, batch.condition), batch.condition, generator)
+
+    def sampler(self, model):
+        return Sampler("levels", {"levels": {"1": [self.noisiest, model.schedule.t_min]}})

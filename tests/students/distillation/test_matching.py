@@ -1,0 +1,204 @@
+"""Score distillation: gradients and weights against closed forms on Gaussians, and every method trained for real."""
+
+import pytest
+import torch
+
+import students
+from bench.measure.vectors import mode_coverage, sliced_wasserstein
+from students.data import load_data
+from students.diffusion.analytic import GaussianMixture
+from students.diffusion.schedules import VE
+from students.distillation.matching.core import (
+    WEIGHTS,
+    denoising,
+    evenly,
+    mean_absolute,
+    score_difference,
+    surrogate,
+)
+from students.errors import FewstepError, Stopped
+from students.models.load import load_start
+from students.samplers.load import load_trained
+from students.training import quality
+from students.training.batches import Batch, PairRows
+from students.training.distill import method_class, train_method
+from students.training.settings import updates_of_stages
+
+NAMES = ["dmd"]
+SEEDS = range(10**6, 10**6 + 2000)  # which no training draws
+
+
+def gaussian(mean: float, deviation: float, dim: int = 3) -> GaussianMixture:
+    return GaussianMixture([1.0], torch.full((1, dim), mean), deviation**2 * torch.eye(dim)[None], VE())
+
+
+def states(n: int = 5, dim: int = 3):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, dim, generator=generator, dtype=torch.float64)
+    sigma = torch.linspace(0.3, 3.0, n, dtype=torch.float64)
+    return x, sigma, x + sigma[:, None] * torch.randn(n, dim, generator=generator, dtype=torch.float64)
+
+
+# The core
+
+
+def test_the_gradient_of_the_surrogate_is_the_one_given():
+    x, given = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    surrogate(x, given).backward()
+    torch.testing.assert_close(x.grad, given / x.numel())
+
+
+def test_the_score_difference_is_the_gradient_of_the_log_density_ratio():
+    fake, real = (0.5, 0.8), (-1.0, 0.3)
+    _, sigma, x_t = states()
+    x_t = x_t.requires_grad_(True)
+
+    def log_density(mean, deviation):
+        return -(x_t - mean).square().sum(1) / (2 * (deviation**2 + sigma**2))
+
+    (wanted,) = torch.autograd.grad((log_density(*fake) - log_density(*real)).sum(), x_t)
+    found = score_difference(gaussian(*fake)(x_t, sigma), gaussian(*real)(x_t, sigma), sigma)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_following_it_moves_one_gaussian_to_another():
+    """x = m + s z with the exact fake score: m and s descend the KL divergence to its minimum."""
+    mean, deviation = torch.tensor(2.0, requires_grad=True), torch.tensor(0.3, requires_grad=True)
+    real = gaussian(-1.0, 0.7)
+    optimiser, generator = torch.optim.SGD([mean, deviation], 0.5), torch.Generator().manual_seed(0)
+    for _ in range(400):
+        x = mean + deviation * torch.randn(512, 3, generator=generator)
+        sigma = torch.rand(512, generator=generator, dtype=torch.float64) + 0.1
+        x_t = x + sigma[:, None].float() * torch.randn(512, 3, generator=generator)
+        with torch.no_grad():
+            fake = gaussian(float(mean), float(deviation))(x_t, sigma)
+            gradient = sigma[:, None].float() ** 2 * score_difference(fake, real(x_t, sigma), sigma)
+        optimiser.zero_grad()
+        (surrogate(x, gradient) * 3).backward()
+        optimiser.step()
+    assert mean.item() == pytest.approx(-1.0, abs=0.02) and deviation.item() == pytest.approx(0.7, abs=0.03)
+
+
+def test_the_denoising_loss_is_least_at_the_posterior_mean():
+    generator = torch.Generator().manual_seed(0)
+    x = 0.5 + 0.8 * torch.randn(20_000, 3, generator=generator)
+    noise, sigma = torch.randn(x.shape, generator=generator), torch.full((len(x),), 0.6, dtype=torch.float64)
+    losses = {
+        mean: denoising(gaussian(mean, 0.8), x, noise, sigma, None, torch.ones(len(x))).item()
+        for mean in (0.3, 0.5, 0.7)
+    }
+    assert min(losses, key=losses.get) == 0.5
+    assert losses[0.5] == pytest.approx(0.8**2 * 0.6**2 / (0.8**2 + 0.6**2), rel=0.02)
+
+
+def test_weights_are_those_of_the_formulas():
+    x, sigma, _ = states()
+    real = x + torch.tensor([[0.1, -0.2, 0.6]])
+    assert mean_absolute(x, real).tolist() == pytest.approx([0.3] * 5)
+    weights = {name: weight(sigma, x, real).tolist() for name, weight in WEIGHTS.items()}
+    s = sigma.tolist()
+    assert weights["eq8"] == pytest.approx([v**2 / 1.0 * 3 / 0.9 for v in s])  # sigma^2 / alpha C S / |.|_1
+    assert weights["sigma/alpha"] == pytest.approx(s)
+    assert weights["sigma^3/alpha"] == pytest.approx([v**3 for v in s])
+
+
+def test_levels_are_even_in_the_grid_of_edm():
+    schedule = VE()
+    levels = evenly(20_000, schedule, torch.Generator().manual_seed(0))
+    low, high = schedule.t_min ** (1 / 7), schedule.t_max ** (1 / 7)
+    share = (levels ** (1 / 7) - low) / (high - low)
+    assert share.min() > 0.02 and share.max() < 0.98 and share.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert share.var().item() == pytest.approx(0.96**2 / 12, rel=0.03)
+
+
+# The methods
+
+
+def begun(name: str, task: str = "gaussians", **options):
+    kind = method_class(name)
+    method = kind(*load_start(task), kind.Options(**options))
+    method.begin(method.stages[0], {}, 100)
+    method.prepare()
+    return method
+
+
+def batch_of(method, n: int = 16) -> Batch:
+    noise, classes = torch.randn(n, *method.start.shape), method.start.classes
+    condition = None if classes is None else torch.arange(n) % classes
+    return Batch(noise=noise, condition=condition, pairs=PairRows(noise, noise.clamp(-1, 1), condition))
+
+
+@pytest.mark.parametrize("name", ["dmd"])
+def test_a_generator_whose_scores_agree_stands_still(name):
+    method = begun(name, **({"regression": False} if name == "dmd" else {}))
+    method.teacher = method.fake
+    loss = method.loss(batch_of(method), 0, torch.Generator().manual_seed(0))
+    assert (loss["matching"] if name == "dmd" else loss).item() == 0
+
+
+@pytest.mark.parametrize("task", ["gaussians", "digits"])
+@pytest.mark.parametrize("name", ["dmd"])
+def test_each_player_learns_from_its_own_loss_alone(name, task):
+    method = begun(name, task)
+    (fake,) = method.opponents().values()
+    with torch.no_grad():  # where the teacher is a network, the fake score is that network at first
+        for parameter in fake.module.parameters():
+            parameter.add_(0.01)
+    for loss, own, other in ((method.loss, method.model, fake.module), (fake.loss, fake.module, method.model)):
+        other.requires_grad_(False)
+        value = loss(batch_of(method), 0, torch.Generator().manual_seed(0))
+        (sum(value.values()) if isinstance(value, dict) else value).backward()
+        other.requires_grad_(True)
+        assert all(p.grad is None for p in other.parameters())
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in own.parameters())
+        own.zero_grad(set_to_none=True)
+    assert all(not p.requires_grad for p in method.source.denoiser.parameters())
+
+
+def test_dmd_makes_pairs_and_a_fake_score_only_where_it_needs_them():
+    both, matching, regression = begun("dmd"), begun("dmd", regression=False), begun("dmd", matching=False)
+    assert both.pairs and regression.pairs and matching.pairs is None and "pairs" not in matching.needs
+    assert both.opponents() and matching.opponents() and not regression.opponents()
+    assert [(m.evaluations, m.opponent_evaluations) for m in (both, matching, regression)] == [(4, 2), (3, 2), (1, 0)]
+    with pytest.raises(FewstepError, match="nothing to learn"):
+        begun("dmd", matching=False, regression=False)
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_budget_knows_how_often_the_student_moves(every):
+    method = begun("dmd", regression=False)
+    (steps,) = updates_of_stages(method, 1_000_000, 0, 1.0, {"batch_size": 100, "every": every})
+    assert steps == round(1_000_000 / 100 / (3 / every + 2))
+
+
+@pytest.mark.parametrize("name", ["dmd"])
+def test_a_run_that_was_stopped_ends_with_the_weights_of_an_uninterrupted_one(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "SAMPLES", 20)
+    settings = {"settings": {"steps": 20, "batch_size": 8} | ({"pairs": 40} if name == "dmd" else {})}
+    (whole,) = train_method(name, "gaussians", out=tmp_path / "a", state=tmp_path / "a-state", **settings)
+    with pytest.raises(Stopped):
+        train_method(name, "gaussians", out=tmp_path / "b", state=tmp_path / "b-state", time_limit=0.0, **settings)
+    (resumed,) = train_method(name, "gaussians", out=tmp_path / "b", state=tmp_path / "b-state", **settings)
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_on_classes(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "SAMPLES", 20)
+    settings = {"steps": 3, "batch_size": 4} | ({"pairs": 8} if name == "dmd" else {})
+    train_method(name, "digits", out=tmp_path / "out", state=tmp_path / "state", settings=settings)
+    student = load_trained(name, "digits", tmp_path / "out")
+    assert student.supported_steps == (1,) and student.sample(1, seeds=range(2)).isfinite().all()
+
+
+@pytest.mark.slow
+def test_dmd_covers_every_mode_in_one_step_and_without_its_regression_does_not(tmp_path):
+    data, ddim = load_data("gaussians"), students.load("ddim", task="gaussians").sample(1, seeds=SEEDS)
+    found = {}
+    for regression in (True, False):
+        folder, options = tmp_path / str(regression), {"regression": regression}
+        train_method("dmd", "gaussians", out=folder, state=folder / "state", options=options)
+        found[regression] = load_trained("dmd", "gaussians", folder).sample(1, seeds=SEEDS)
+    coverage = {key: mode_coverage(data.mixture, samples) for key, samples in found.items()}
+    assert coverage[True] == 1 > coverage[False]
+    assert sliced_wasserstein(found[True], data.train.samples) < sliced_wasserstein(ddim, data.train.samples) / 4
