@@ -38,7 +38,7 @@ class InductiveMomentMatching(MeanVelocity):
         particles: Annotated[int, Range(2, 1024)] = 4
         gap: Annotated[float, Range(0, 1, open=True)] = 0.1
 
-    budget = 1.0
+    budget = 0.6
     settings = {"lr": 2e-3}
 
     def build(self, stage, trained):

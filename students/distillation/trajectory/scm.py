@@ -87,6 +87,7 @@ class ContinuousConsistencyTraining(ContinuousConsistency):
     """
 
     evaluations = 2
+    budget = 0.3
 
     def end(self, noisy, sigma, batch):
         return batch.data.x0

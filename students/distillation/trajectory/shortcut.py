@@ -30,7 +30,7 @@ class Shortcut(MeanVelocity):
         flow_share: Annotated[float, Range(0, 1)] = 0.75
         finest: Annotated[int, Range(2, 1024)] = 128
 
-    budget = 1.0
+    budget = 0.5
     settings = {"lr": 2e-3}
     target_decay = 0.99
 
