@@ -17,6 +17,7 @@ from bench.report.tables import (
     describe,
     plus_minus,
     protocols,
+    within_budget,
     without_references,
 )
 from bench.report.uncertainty import difference
@@ -29,11 +30,6 @@ difference, same seeds and classes for both{unknown}. `to the best` is that diff
 ± is one standard error. `over training seeds` is the standard deviation of students trained alike from different
 seeds, this one included, where that was measured. NFE is counted, per image; latency is the median for one image.\
 """
-
-
-def within_budget(table: pd.DataFrame, budget: float) -> pd.DataFrame:
-    """For each student its row with the most steps among those whose measured NFE is at most `budget`."""
-    return table[table["nfe"] <= budget].sort_values("steps").groupby("student").tail(1)
 
 
 def ranks(entries: pd.DataFrame, cells: pd.DataFrame, metric: str) -> list[int]:

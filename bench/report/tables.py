@@ -142,6 +142,11 @@ def without_references(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[~cells["student"].isin([REAL, TEACHER])]
 
 
+def within_budget(table: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """For each student its row with the most steps among those whose measured NFE is at most `budget`."""
+    return table[table["nfe"] <= budget].sort_values("steps").groupby("student").tail(1)
+
+
 def ranked(table: pd.DataFrame, metric: str, better: dict[str, str]) -> tuple[list[str], int]:
     """Students, best first, at the largest step count that most of them have; and that step count."""
     students = without_references(table)

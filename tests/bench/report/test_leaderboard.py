@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from bench.report.leaderboard import leaderboard, ranks, within_budget, write_leaderboard
-from bench.report.tables import aggregate
+from bench.report.leaderboard import leaderboard, ranks, write_leaderboard
+from bench.report.tables import aggregate, within_budget
 from students.errors import FewstepError
 from tests.bench.report.test_tables import BETTER, make_cells, tiny
 
