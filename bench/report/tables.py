@@ -28,6 +28,7 @@ ONCE = {
     "training_cost": "first",
     "training_seconds": "first",
     "straightness": "first",
+    "trained_in": "first",
 }
 
 
