@@ -7,13 +7,16 @@ from students.errors import FewstepError
 from students.spec import SCHEDULER, SOLVER, TRAINED, parse
 
 BUDGETS = (1, 4)
-DIVERSITY, FIDELITY = ("coverage", "mode_coverage"), ("density", "outliers")  # how the columns begin
+DIVERSITY, FIDELITY = ("recall", "mode_coverage"), ("density", "outliers")  # how the columns begin
 SOLVERS, OTHER = "solver", "other"
 FAMILIES = (SOLVERS, "trajectory", "matching", "adversarial", OTHER)
 
 
 def columns(cells: pd.DataFrame, better: dict[str, str]) -> tuple[str, str] | None:
-    """Those of diversity and of fidelity: coverage and density, of vectors mode coverage and outliers; None without."""
+    """Those of diversity and of fidelity: recall and density, of vectors mode coverage and outliers; None without.
+
+    Not coverage: with several samples to each real image it is 1 for almost every student.
+    """
     found = [name for starts in (DIVERSITY, FIDELITY) for name in better if name.startswith(starts) and name in cells]
     return (found[0], found[1]) if len(found) == 2 else None
 

@@ -13,14 +13,14 @@ from bench.report.scatter import LOOKS, fidelity_diversity
 from students.spec import METHODS, Entry
 from tests.bench.report.test_tables import tiny
 
-BETTER = {"fd": "lower", "density_cnn": "higher", "coverage_cnn": "higher"}
+BETTER = {"fd": "lower", "density_cnn": "higher", "recall_cnn": "higher"}
 VECTORS = {"swd": "lower", "mode_coverage": "higher", "outliers": "lower"}
 
 
 def cells(*rows) -> pd.DataFrame:
-    """From (student, steps, fd, coverage, density)."""
+    """From (student, steps, fd, recall, density)."""
     plain = tiny(*((student, steps, 0, fd) for student, steps, fd, *_ in rows))
-    return plain.assign(coverage_cnn=[row[3] for row in rows], density_cnn=[row[4] for row in rows])
+    return plain.assign(recall_cnn=[row[3] for row in rows], density_cnn=[row[4] for row in rows])
 
 
 @pytest.fixture
@@ -66,11 +66,11 @@ def test_a_point_a_student_in_the_most_steps_within_the_budget(sweep):
 def test_nothing_is_drawn_without_both_numbers(sweep):
     assert points(sweep.drop(columns="density_cnn"), "fd", BETTER) is None
     assert points(sweep, "fd", {"fd": "lower"}) is None
-    assert points(sweep.assign(coverage_cnn=math.nan), "fd", BETTER) is None
+    assert points(sweep.assign(recall_cnn=math.nan), "fd", BETTER) is None
     assert points(sweep[sweep["steps"] > 4], "fd", BETTER) is None, "all beyond the budgets"
-    known = sweep.assign(coverage_cnn=sweep["coverage_cnn"].where(sweep["student"] != "ecm"))
+    known = sweep.assign(recall_cnn=sweep["recall_cnn"].where(sweep["student"] != "ecm"))
     assert "ecm" not in set(points(known, "fd", BETTER)["student"]), "a cell of before the metric"
-    assert set(points(sweep, "coverage_cnn", BETTER)["budget"]) == {1, 4}, "ranked by an axis"
+    assert set(points(sweep, "recall_cnn", BETTER)["budget"]) == {1, 4}, "ranked by an axis"
 
 
 def test_two_panels_whose_labels_do_not_overlap(sweep):
@@ -78,7 +78,7 @@ def test_two_panels_whose_labels_do_not_overlap(sweep):
     renderer = FigureCanvasAgg(figure).get_renderer()
     one, four = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["at most 1 NFE", "at most 4 NFE"]
-    assert one.get_xlabel() == "diversity: coverage_cnn (higher is better)" and not one.yaxis_inverted()
+    assert one.get_xlabel() == "diversity: recall_cnn (higher is better)" and not one.yaxis_inverted()
     for axes, names in ((one, {"ddim", "knowledge", "ecm"}), (four, {"deis", "knowledge (1 NFE)", "ecm"})):
         labels = [text for text in axes.texts if text.get_text() in {*names, "teacher", "real (50 samples)"}]
         assert len(labels) == len(names) + 2
