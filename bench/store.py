@@ -166,6 +166,7 @@ def frame(cells: list[dict], store: Store):
             **{f"{name}_jackknife": values for name, values in cell.get("jackknife", {}).items()},
             **cell.get("latency", {}),
             **_training(cell.get("training", {})),
+            "trained_in": ", ".join(cell.get("training", {}).get("feature_spaces", [])),
             **{f"{name}_repeats": values for name, values in _repeats(cell).items()},
             **_failures(cell),
             "own_model": cell["identity"].get("teacher", {}) is None,

@@ -135,3 +135,13 @@ def metric_columns(name: str, extractor: str | None) -> tuple[str, ...]:
         return tuple(column.format(extractor=extractor) for column in METRICS[name].columns)
     columns = (column.replace("fd_{extractor}", "fid_{extractor}") for column in METRICS[name].columns)
     return tuple(column.replace("_{extractor}", FID[extractor]) for column in columns)
+
+
+def extractor_columns(extractor: str | None) -> set[str]:
+    """The columns of all metrics that look through the extractor."""
+    return {
+        column
+        for name, metric in METRICS.items()
+        for template, column in zip(metric.columns, metric_columns(name, extractor), strict=True)
+        if "{extractor}" in template
+    }

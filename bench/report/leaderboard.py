@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.measure import extractor_columns
 from bench.report.costs import RULE as COST_RULE
 from bench.report.costs import training_table
 from bench.report.files import write_atomically
@@ -17,6 +18,7 @@ from bench.report.tables import (
     describe,
     plus_minus,
     protocols,
+    within_budget,
     without_references,
 )
 from bench.report.uncertainty import difference
@@ -29,11 +31,7 @@ difference, same seeds and classes for both{unknown}. `to the best` is that diff
 ± is one standard error. `over training seeds` is the standard deviation of students trained alike from different
 seeds, this one included, where that was measured. NFE is counted, per image; latency is the median for one image.\
 """
-
-
-def within_budget(table: pd.DataFrame, budget: float) -> pd.DataFrame:
-    """For each student its row with the most steps among those whose measured NFE is at most `budget`."""
-    return table[table["nfe"] <= budget].sort_values("steps").groupby("student").tail(1)
+UNRANKED = "–"
 
 
 def ranks(entries: pd.DataFrame, cells: pd.DataFrame, metric: str) -> list[int]:
@@ -44,6 +42,20 @@ def ranks(entries: pd.DataFrame, cells: pd.DataFrame, metric: str) -> list[int]:
             first = i
         result.append(first + 1)
     return result
+
+
+def trained_for(entries: pd.DataFrame, cells: pd.DataFrame, metric: str) -> pd.Series:
+    """Which rows were trained in the feature space that the metric is measured in, and so are not ranked by it."""
+    extractor = cells["extractor"].iloc[0] if "extractor" in cells else None
+    if "trained_in" not in entries or metric not in extractor_columns(extractor):
+        return pd.Series(False, entries.index)
+    return entries["trained_in"].map(lambda names: extractor in names.split(", "))
+
+
+def _unranked_note(table: pd.DataFrame, cells: pd.DataFrame, metric: str) -> list[str]:
+    """Who has no rank, and why."""
+    names = ", ".join(sorted(set(table.loc[trained_for(table, cells, metric), "student"])))
+    return [f"{names}: no rank, as trained in the feature space that {metric} is measured in"] if names else []
 
 
 def _key(row) -> tuple[str, int]:
@@ -101,7 +113,7 @@ def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: di
         lines += [*_markdown(list(costs), costs.to_numpy().tolist()), ""]
     if grids := grid_notes(group):
         lines += ["### Which grids were best", "", *(f"- {note}" for note in grids), ""]
-    notes = footnotes(group, metric, better)
+    notes = footnotes(group, metric, better) + _unranked_note(table, group, metric)
     return [*lines, "### Notes", "", *(f"- {note}" for note in notes), ""] if notes else lines
 
 
@@ -115,11 +127,13 @@ def _columns(table: pd.DataFrame, metric: str, better: dict[str, str]) -> list[s
 
 
 def _ranking(entries: pd.DataFrame, cells: pd.DataFrame, metric: str, better: dict[str, str]) -> list[str]:
-    entries = entries.sort_values([metric, "student"], ascending=[better[metric] == "lower", True])
-    columns = _columns(entries, metric, better)
-    places, first = ranks(entries, cells, metric), _key(entries.iloc[0])
+    entries = entries.assign(unranked=trained_for(entries, cells, metric))
+    entries = entries.sort_values(["unranked", metric, "student"], ascending=[True, better[metric] == "lower", True])
+    columns, first = _columns(entries, metric, better), _key(entries.iloc[0])
+    places = [*ranks(entries[~entries["unranked"]], cells, metric), *[None] * entries["unranked"].sum()]
     seeds = f"{metric}_seeds_std"
     over_seeds = ["over training seeds"] if seeds in entries and entries[seeds].notna().any() else []
+    trained = ["trained in"] if "trained_in" in entries and entries["trained_in"].any() else []
     header = [
         "rank",
         "student",
@@ -129,6 +143,7 @@ def _ranking(entries: pd.DataFrame, cells: pd.DataFrame, metric: str, better: di
         *over_seeds,
         "to the best",
         *columns[1:],
+        *trained,
         "blocks",
         "latency (ms)",
     ]
@@ -136,10 +151,11 @@ def _ranking(entries: pd.DataFrame, cells: pd.DataFrame, metric: str, better: di
     for place, (_, row) in zip(places, entries.iterrows(), strict=True):
         numbers = [plus_minus(row[name], row[f"{name}_se"]) for name in columns]
         gap = difference(cells, _key(row), first, metric)
-        numbers.insert(1, "" if _key(row) == first else plus_minus(gap.value, gap.error))
+        numbers.insert(1, "" if place is None or _key(row) == first else plus_minus(gap.value, gap.error))
         if over_seeds:
             numbers.insert(1, "" if math.isnan(row[seeds]) else plus_minus(row[seeds]))
-        rank = f"{place} ≈" if places.count(place) > 1 else f"{place}"
+        rank = UNRANKED if place is None else f"{place} ≈" if places.count(place) > 1 else f"{place}"
+        numbers += [row["trained_in"]] if trained else []
         spent = [row["student"], row["steps"], f"{row['nfe']:.4g}"]
         rows.append([rank, *spent, *numbers, row["blocks"], plus_minus(row.get("latency_ms", math.nan))])
     return _markdown(header, rows)

@@ -1,19 +1,26 @@
 """Quality against cost: one line a student, the Pareto front marked, every line labelled where it ends."""
 
-import io
 import math
-from dataclasses import dataclass
 from itertools import cycle
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
-from PIL import Image
-from scipy.optimize import isotonic_regression
 
-from bench.report.files import png
+from bench.report.canvas import (
+    DPI,
+    FRONT_LAYER,
+    GREY,
+    INK,
+    LABEL_PITCH,
+    LABEL_SIZE,
+    LEADER,
+    Style,
+    dress,
+    head,
+    label_column,
+)
 from bench.report.tables import REAL, TEACHER, aggregate, describe, references, without_references
 
 COSTS = {
@@ -21,18 +28,15 @@ COSTS = {
     "latency_ms": "latency of one image, median (ms)",
     "throughput_ms": "time per image in a batch of {batch}, median (ms)",
 }
-DPI, PALETTE = 160, 128
-INK, GREY, LEADER, FAINT, FRONT = "#1a1a1a", "#8c8c8c", "#c4c4c4", "#e4e4e4", "#f0cf7a"
+FRONT = "#f0cf7a"
 COLOURS = ("#1a1a1a", "#0060a8", "#b8400a", "#007a56", "#8a3a86", "#6b5200")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-LABEL_SIZE, LABEL_PITCH = 8, 11  # points
 LINES = {
     REAL: ((0, (7, 4)), "real against real: {:.3g}"),
     TEACHER: ((0, (2, 2)), "the teacher's own images: {:.3g}"),
 }
 NAMED = 24  # students at most that a plot names
-LONGEST_LABEL = 33
 
 
 def dominators(cost, loss) -> np.ndarray:
@@ -48,23 +52,12 @@ def pareto_front(cost, loss) -> np.ndarray:
     return dominators(cost, loss) == 0
 
 
-@dataclass(frozen=True)
-class _Style:
-    colour: str
-    marker: str
-    dashes: object
-    width: float
-    size: float
-    text: str
-    layer: int
-
-
-def _styles(students: list[str], leading: list[str]) -> dict[str, _Style]:
+def _styles(students: list[str], leading: list[str]) -> dict[str, Style]:
     """Students that hold the front are dark and thick; each style differs by marker and dashes, not only in hue."""
     dark = zip(leading, cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
     light = zip((name for name in students if name not in leading), cycle(MARKERS), cycle(DASHES), strict=False)
-    styles = {name: _Style(colour, marker, dash, 1.7, 6.5, colour, 5) for name, colour, marker, dash in dark}
-    return styles | {name: _Style(GREY, marker, dash, 0.7, 3.5, "#555555", 3) for name, marker, dash in light}
+    styles = {name: Style(colour, marker, dash, 1.7, 6.5, colour, FRONT_LAYER) for name, colour, marker, dash in dark}
+    return styles | {name: Style(GREY, marker, dash, 0.7, 3.5, "#555555", 3) for name, marker, dash in light}
 
 
 def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, str], title: str) -> Figure:
@@ -86,7 +79,7 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
     nearest = points.groupby("student")["dominators"].min().sort_values(kind="stable").index
     named, unnamed = sorted(nearest[:NAMED]), list(nearest[NAMED:])
     styles = _styles(named, _leading(points[points["front"]]))
-    styles |= dict.fromkeys(unnamed, _Style(LEADER, "o", "-", 0.5, 2, LEADER, 2))
+    styles |= dict.fromkeys(unnamed, Style(LEADER, "o", "-", 0.5, 2, LEADER, 2))
 
     figure, axes = _canvas(len(named) + (1 if unnamed else 0))
     _frame(axes, points, lines, metric, x)
@@ -113,7 +106,8 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
             LINES[name][1].format(value) + few, (0, value), xycoords=("axes fraction", "data"), fontsize=LABEL_SIZE,
             xytext=(5, 4 if above else -4), textcoords="offset points", va="bottom" if above else "top", color=INK,
         )  # fmt: skip
-    _label_ends(axes, points[points["student"].isin(named)].groupby("student").tail(1), metric, x, styles)
+    ends = points[points["student"].isin(named)].groupby("student").tail(1)
+    label_column(axes, ends[["student", x, metric]], styles)
     if unnamed:
         axes.annotate(
             f"pale: {len(unnamed)} others, farther from the front", (1.045, 0), xycoords="axes fraction",
@@ -123,7 +117,7 @@ def quality_against(cells: pd.DataFrame, metric: str, x: str, better: dict[str, 
     axes.set_ylabel(f"{metric} ({better[metric]} is better)")
     protocol = [describe(cells)] if x == "nfe" else [describe(cells), *sorted(set(points["device"]))]
     bars = "; bars: ± 1 standard error" if points[f"{metric}_se"].notna().any() else ""
-    _head(axes, title, ", ".join(protocol) + bars)
+    head(axes, title, ", ".join(protocol) + bars)
     return figure
 
 
@@ -148,10 +142,10 @@ def training_curves(curves: dict[str, list[tuple[float, float]]], title: str) ->
             marker=style.marker, markersize=3.5, zorder=style.layer,
         )  # fmt: skip
     axes.set_xlim(left=0)
-    _label_ends(axes, points.groupby("student").tail(1), "distance", "spent", styles)
+    label_column(axes, points.groupby("student").tail(1)[["student", "spent", "distance"]], styles)
     axes.set_xlabel("network evaluations spent in training, teacher's and student's")
     axes.set_ylabel("energy distance to the training data (lower is better)")
-    _head(axes, title, "each point in the fewest steps that the student could take by then")
+    head(axes, title, "each point in the fewest steps that the student could take by then")
     return figure
 
 
@@ -160,22 +154,8 @@ def _canvas(lines: int):
     height = max(6.25, 1.7 + lines * LABEL_PITCH / 72)
     figure = Figure(figsize=(10, height), dpi=DPI)
     axes = figure.add_axes((0.075, 0.75 / height, 0.6, 1 - 1.5 / height))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#666666")
-    axes.grid(color=FAINT, linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, color="#666666", length=3)
+    dress(axes)
     return figure, axes
-
-
-def _head(axes, title: str, text: str) -> None:
-    """A title and a line below it."""
-    axes.annotate(
-        title, (0, 1), xycoords="axes fraction", xytext=(0, 24), textcoords="offset points", fontsize=12, weight="bold"
-    )
-    axes.annotate(
-        text, (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points", fontsize=9, color="#444444"
-    )
 
 
 def _leading(front: pd.DataFrame) -> list[str]:
@@ -228,51 +208,3 @@ def _draw_front(axes, front: pd.DataFrame, metric: str, x: str, lower: bool) -> 
         ha="right", va="center", fontsize=LABEL_SIZE, style="italic", color="#6b5200", zorder=8,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
     )  # fmt: skip
-
-
-def _label_ends(axes, ends: pd.DataFrame, metric: str, x: str, styles: dict[str, _Style]) -> None:
-    """Each line's name right of the axes, moved apart where ends are close, with a leader from ends that are near."""
-    height = axes.get_window_extent().height / DPI * 72
-    wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends[[x, metric]]))
-    order = np.argsort(wanted[:, 1], kind="stable")
-    ends, wanted = ends.iloc[order], wanted[order]
-    places = spread_out(wanted[:, 1], LABEL_PITCH / height)
-    rows = zip(ends[["student", x, metric]].itertuples(index=False), wanted[:, 0], places, strict=True)
-    for (name, cost, value), across, place in rows:
-        style = styles[name]
-        if across > 0.4:
-            axes.annotate(
-                "", (cost, value), xytext=(1.045, place), textcoords="axes fraction", annotation_clip=False, zorder=2,
-                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": LEADER, "shrinkA": 0, "shrinkB": 0},
-            )  # fmt: skip
-        axes.plot(
-            [1.045, 1.085], [place, place], color=style.colour, linewidth=style.width, linestyle=style.dashes,
-            marker=style.marker, markevery=[1], markersize=min(style.size, 5), markerfacecolor="white",
-            markeredgewidth=style.width * 0.7, transform=axes.transAxes, clip_on=False,
-        )  # fmt: skip
-        axes.annotate(
-            _short(name), (1.085, place), xycoords="axes fraction", xytext=(6, 0), textcoords="offset points",
-            va="center_baseline", fontsize=LABEL_SIZE, color=style.text, annotation_clip=False,
-            weight="bold" if style.layer == 5 else "normal",
-        )  # fmt: skip
-
-
-def spread_out(wanted: np.ndarray, pitch: float) -> np.ndarray:
-    """Places in [0, 1] at least `pitch` apart and nearest to the sorted ones wanted, in least squares."""
-    steps = pitch * np.arange(len(wanted))
-    return np.clip(isotonic_regression(wanted - steps).x, 0, max(0, 1 - pitch * (len(wanted) - 1))) + steps
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_LABEL else "…" + name[1 - LONGEST_LABEL :]
-
-
-def render(figure: Figure, suffix: str, inputs: str) -> bytes:
-    """A figure as ".png" or ".svg", the same bytes for the same figure, with `inputs` in its metadata."""
-    content = io.BytesIO()
-    if suffix == ".png":
-        figure.savefig(content, format="png")
-        return png(Image.open(content).convert("RGB").quantize(PALETTE), inputs)
-    with matplotlib.rc_context({"svg.hashsalt": "fewstep-bench"}):
-        figure.savefig(content, format="svg", metadata={"Identifier": inputs, "Date": None, "Creator": None})
-    return content.getvalue()

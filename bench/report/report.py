@@ -9,6 +9,7 @@ import pandas as pd
 from bench.identity import code_hash, digest
 from bench.report.costs import training_text
 from bench.report.differences import differences_text
+from bench.report.diversity import points
 from bench.report.files import is_current, png, safe_name, write_atomically
 from bench.report.latencies import latency_text
 from bench.report.quality import to_text
@@ -29,9 +30,9 @@ def write_report(cells: pd.DataFrame, name: str, metric: str, better: dict[str, 
     """Write `out_dir/reports/<name>`; returns the paths of its files.
 
     What another run of the same machine measures again to the last digit lies in the folder itself, what does not in
-    its folder `latency`: times and memory. The protocol with the most samples gives quality_nfe and quality_latency;
-    others name in theirs what differs. Latencies of different devices are never in one plot. Raises FewstepError if
-    the folder cannot be written.
+    its folder `latency`: times and memory. The protocol with the most samples gives quality_nfe, quality_latency and
+    diversity; others name in theirs what differs. Latencies of different devices are never in one plot. Raises
+    FewstepError if the folder cannot be written.
     """
     folder = Path(out_dir) / "reports" / name
     times = folder / "latency"
@@ -47,6 +48,8 @@ def write_report(cells: pd.DataFrame, name: str, metric: str, better: dict[str, 
     for group in groups:
         picture = f"quality_nfe{_suffix(group, groups[0])}"
         paths += _write_plot(group, metric, "nfe", better, folder / picture, task_name)
+        picture = f"diversity{_suffix(group, groups[0])}"
+        paths += _write_diversity(group, metric, better, folder / picture, task_name)
         for i, (device, rows) in enumerate(_devices(group)):
             picture = f"quality_latency{_suffix(group, groups[0])}{f'-{safe_name(device)}' if i else ''}"
             paths += _write_plot(rows, metric, "latency_ms", better, times / picture, task_name)
@@ -94,6 +97,23 @@ def _write_plot(
     return _write_figure(path, inputs, draw)
 
 
+def _write_diversity(
+    cells: pd.DataFrame, metric: str, better: dict[str, str], path: Path, task_name: str
+) -> list[Path]:
+    """The PNG and the SVG of fidelity against diversity; none if no cell has both."""
+    drawn = points(cells, metric, better)
+    if drawn is None:
+        return []
+    inputs = digest({"code": code_hash("bench.report.scatter"), "rows": drawn.to_csv(), "metric": metric})
+
+    def draw():
+        from bench.report.scatter import fidelity_diversity
+
+        return fidelity_diversity(cells, metric, better, f"{task_name}: fidelity against diversity")
+
+    return _write_figure(path, inputs, draw)
+
+
 def _write_training(cells: pd.DataFrame, path: Path, task_name: str) -> list[Path]:
     """The PNG and the SVG of the distilled students' training curves; none if no cell has one."""
     if "training_curve" not in cells:
@@ -115,7 +135,7 @@ def _write_figure(path: Path, inputs: str, draw: Callable) -> list[Path]:
     """A figure as PNG and SVG, drawn only where the files are not of the same inputs."""
     paths = [path.with_name(path.name + suffix) for suffix in (".png", ".svg")]
     if not all(is_current(file, inputs) for file in paths):
-        from bench.report.plots import render
+        from bench.report.canvas import render
 
         figure = draw()
         for file in paths:

@@ -28,6 +28,7 @@ ONCE = {
     "training_cost": "first",
     "training_seconds": "first",
     "straightness": "first",
+    "trained_in": "first",
 }
 
 
@@ -140,6 +141,11 @@ def describe(cells: pd.DataFrame) -> str:
 def without_references(cells: pd.DataFrame) -> pd.DataFrame:
     """The rows of students: neither real data nor the teacher's own images."""
     return cells[~cells["student"].isin([REAL, TEACHER])]
+
+
+def within_budget(table: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """For each student its row with the most steps among those whose measured NFE is at most `budget`."""
+    return table[table["nfe"] <= budget].sort_values("steps").groupby("student").tail(1)
 
 
 def ranked(table: pd.DataFrame, metric: str, better: dict[str, str]) -> tuple[list[str], int]:

@@ -104,8 +104,8 @@ def training_cost(records: list[dict]) -> dict:
 
     evaluations: of networks, teacher's and all players'. relative: to those of the teacher's own training, None where
     that is not known. seconds. curve: pairs of evaluations spent and the energy distance then, all stages joined.
-    straightness: of the student's flow, for methods that report it. repeats: what other training seeds came to, where
-    that was measured (bench/trials.py).
+    feature_spaces: the names of those that any stage was trained against. straightness: of the student's flow, for
+    methods that report it. repeats: what other training seeds came to, where that was measured (bench/trials.py).
     """
     before, teacher = records[0]["before"], records[0]["teacher"]["evaluations"]
     evaluations, curve = before["evaluations"], []
@@ -119,5 +119,6 @@ def training_cost(records: list[dict]) -> dict:
         "relative": evaluations / teacher if teacher else None,
         "seconds": round(before["seconds"] + sum(record["seconds"] for record in records), 1),
         "curve": curve,
+        "feature_spaces": sorted({name for record in records for name in record.get("feature_spaces", [])}),
     }
     return cost | {key: records[-1][key] for key in ("straightness", "repeats") if key in records[-1]}

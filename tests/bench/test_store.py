@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from bench.report.tables import aggregate
 from bench.store import SCHEMA, Store, frame, latest
 from students import files
 from students.errors import FewstepError
@@ -46,6 +47,13 @@ def test_training_is_a_column_for_each_number(tmp_path):
     assert numbers.iloc[0].isna().all() and numbers.iloc[1].dropna().tolist() == [300, 1.5, 0.1]
     assert numbers.dtypes.eq("float64").all() and rows.training_curve[1] == [[100, 0.5]]
     assert rows.own_model.tolist() == [False, False, True]
+
+
+def test_feature_spaces_of_training_are_a_column(tmp_path):
+    spaces = [{}, {"feature_spaces": []}, {"feature_spaces": ["encoder", "lpips"]}]
+    rows = frame([cell(str(i), training=training) for i, training in enumerate(spaces)], Store(tmp_path, "t"))
+    table = aggregate(rows.assign(student=list("abc"), family="distilled"))
+    assert rows.trained_in.tolist() == table.trained_in.tolist() == ["", "", "encoder, lpips"]
 
 
 def test_latest_keeps_the_last_of_equal_measurements():

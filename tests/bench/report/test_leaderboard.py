@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from bench.report.leaderboard import leaderboard, ranks, within_budget, write_leaderboard
-from bench.report.tables import aggregate
+from bench.report.leaderboard import leaderboard, ranks, write_leaderboard
+from bench.report.tables import aggregate, within_budget
 from students.errors import FewstepError
 from tests.bench.report.test_tables import BETTER, make_cells, tiny
 
@@ -122,3 +122,32 @@ def test_the_spread_over_training_seeds_is_a_column_where_there_is_one():
     page = leaderboard([(cells, "fd", LOWER, {})])
     assert "| over training seeds |" in page
     assert [row[5] for row in rankings(page)[1]] == ["2.00", ""]
+
+
+def test_who_was_trained_in_the_feature_space_of_the_metric_has_no_rank():
+    rows = ("ecm", 1, 0, 2.0), ("dmd2", 1, 0, 0.5), ("add", 1, 0, 3.0), ("ddim", 1, 0, 4.0)
+    cells = tiny(*rows, extractor="digits_cnn").rename(columns={"fd": "fd_digits_cnn"})
+    metric, better = "fd_digits_cnn", {"fd_digits_cnn": "lower", "fd_pixel": "lower"}
+    cells = cells.assign(trained_in=["lpips", "digits_cnn, teacher", "encoder", ""], fd_pixel=cells["fd_digits_cnn"])
+    page = leaderboard([(cells, metric, better, {})])
+    assert "| trained in | blocks |" in page
+    table = rankings(page)[1]
+    assert [row[:2] for row in table] == [["1", "ecm"], ["2", "add"], ["3", "ddim"], ["–", "dmd2"]]
+    assert [row[7] for row in table] == ["lpips", "encoder", "", "digits_cnn, teacher"]
+    assert [row[5] for row in table] == ["", "1.00", "2.00", ""], "against the best that has a rank"
+    assert "- dmd2: no rank, as trained in the feature space that fd_digits_cnn is measured in" in page
+    page = leaderboard([(cells, "fd_pixel", better, {})])
+    assert rankings(page)[1][0][:2] == ["1", "dmd2"] and "no rank" not in page, "another space"
+    page = leaderboard([(cells[cells["student"] == "dmd2"], metric, better, {})])
+    assert [row[:2] for row in rankings(page)[1]] == [["–", "dmd2"]]
+
+
+def test_inception_is_known_by_its_columns():
+    cells = tiny(("a", 1, 0, 2.0), ("b", 1, 0, 3.0), extractor="inception768").rename(columns={"fd": "fid768"})
+    page = leaderboard([(cells.assign(trained_in=["inception768", ""]), "fid768", {"fid768": "lower"}, {})])
+    assert [row[0] for row in rankings(page)[1]] == ["1", "–"]
+
+
+def test_without_a_student_trained_in_features_there_is_no_column():
+    cells = tiny(("a", 1, 0, 2.0), trained_in="", extractor=None)
+    assert "trained in" not in leaderboard([(cells, "fd", LOWER, {})])

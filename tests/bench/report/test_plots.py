@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from bench.report.plots import NAMED, pareto_front, quality_against, render, spread_out, training_curves
+from bench.report.canvas import render, spread_out
+from bench.report.plots import NAMED, pareto_front, quality_against, training_curves
 from tests.bench.report.test_tables import BETTER, make_cells, tiny
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=25)
