@@ -14,9 +14,11 @@ def density_coverage(generated: dict[str, FeatureStats], reference: Reference) -
     """Density and coverage against the training half, k = 5 (Naeem et al. 2020 [2002.09797], Eq. 4 and 5).
 
     About every real image lies the ball that reaches to its k-th nearest neighbour. Density is the mean number of balls
-    a sample is in, divided by k, which may exceed 1; coverage the share of balls that hold a sample.
+    a sample is in, divided by k, which may exceed 1; coverage the share of balls that hold a sample. Of the samples as
+    many as there are real images are taken, the first: enough of them would find every ball.
     """
     ours, real = (stats["features"].rows().to(reference.device) for stats in (generated, reference.train))
+    ours = ours[: len(real)]
     if len(real) <= NEIGHBOURS:
         raise FewstepError(f"density and coverage need more than {NEIGHBOURS} real images, got {len(real)}")
     reach = known_radii(reference.train["features"], NEIGHBOURS, reference.device)

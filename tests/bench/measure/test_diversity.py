@@ -37,6 +37,11 @@ def test_density_and_coverage_are_those_of_the_definition(rows):
     assert coverage == pytest.approx(inside.any(0).mean(), rel=1e-12)
 
 
+def test_more_samples_than_real_images_change_nothing(rows):
+    real, ours = rows.standard_normal((50, 3)), rows.standard_normal((210, 3))
+    assert compute("coverage", ours, real) == compute("coverage", ours[:50], real)
+
+
 def test_real_images_have_density_and_coverage_near_one_and_a_single_mode_does_not(rows):
     real = rows.standard_normal((2, 2000, 2)) + 20 * rows.integers(0, 4, (2, 2000, 1))
     one_mode = rows.standard_normal((2000, 2))

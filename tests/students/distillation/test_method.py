@@ -16,7 +16,7 @@ from students.samplers import Sampler
 from students.spec import METHODS, Entry
 from students.training import quality
 from students.training.batches import DATA, NOISE
-from students.training.distill import train_method
+from students.training.distill import method_class, train_method
 from students.training.players import Player
 
 
@@ -127,3 +127,9 @@ def test_guidance_needs_classes_and_their_absence():
     denoiser.has_no_class = False
     with pytest.raises(FewstepError, match="was trained without label dropout"):
         needs_guidance("lcm", Teacher(denoiser))
+
+
+@pytest.mark.parametrize("distance, spaces", [("l2", []), ("lpips", ["lpips"])])
+def test_a_student_that_is_trained_by_lpips_says_so(distance, spaces):
+    kind = method_class("consistency")
+    assert kind(*load_start("gaussians"), kind.Options(distance=distance)).feature_spaces() == spaces
