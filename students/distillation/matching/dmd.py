@@ -35,7 +35,6 @@ class DistributionMatching(ScoreDistillation):
         distance: Annotated[str, Choices(*DISTANCES, LPIPS)] = "l2"
 
     needs = {NOISE, PAIRS}
-    budget = 1.2
     pairs: Pairs | None = Pairs(count=8_000, solver="ddim", steps=32)
 
     def __init__(self, teacher, start, options=None):
