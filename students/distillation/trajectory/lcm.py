@@ -31,7 +31,7 @@ class LatentConsistency(ConsistencyMethod):
 
     evaluations = 4
     budget = 1.2
-    settings = {"lr": 2e-3, "batch_size": 64}
+    settings = {"batch_size": 64}
     target_decay = 0.95
 
     def __init__(self, teacher, start, options=None):
