@@ -112,7 +112,7 @@ def test_metrics_added_later_are_computed_from_the_store(tmp_path):
 
 BAD = {
     "unknown task": (["run", "digit"], "did you mean 'digits'"),
-    "unknown student": (["run", "digits", "--students", "dimm"], "did you mean 'ddim'"),
+    "unknown student": (["run", "digits", "--students", "ddimm"], "did you mean 'ddim'"),
     "unknown scheduler": (["run", "digits", "--students", "diffusers:DDIMSchedulr"], "did you mean 'DDIMScheduler'"),
     "weights that are not there": (
         ["run", "gaussians", "--students", "consistency:weights=nowhere"],

@@ -90,7 +90,7 @@ def test_images_are_not_clamped_and_classes_follow_the_prior(tmp_path):
 @pytest.mark.parametrize("name, solver", [("knowledge", ddim), ("reflow", euler)])
 def test_a_method_s_pairs_are_made_on_the_teacher_s_own_grid(name, solver):
     teacher = load_teacher("gaussians")
-    maker = pair_maker(teacher, method_class(name), "cpu")
+    maker = pair_maker(teacher, method_class(name).pairs.solver, "cpu")
     assert maker.solver is solver and maker.grid == teacher.grid == "quadratic"
     given = SolverStudent(teacher, solver, "quadratic")
     assert maker.sample(4).equal(given.sample(4))

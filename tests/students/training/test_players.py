@@ -96,7 +96,7 @@ def whole(tmp_path_factory):
     """The uninterrupted game, and the checkpoint it ends with, optimisers included."""
     state = tmp_path_factory.mktemp("game") / "state"
     ended = Game().train(state)
-    return *ended, load_checkpoint(state, {"game": 1, "processes": 1})
+    return *ended, load_checkpoint(state, {"game": 1, "processes": 1, "players": ["critic", "student"]})
 
 
 def test_the_game_is_played(whole):
@@ -125,7 +125,7 @@ def test_the_clock_may_stop_it_after_every_step(whole, tmp_path):
         ended = Game().train(tmp_path / "s", time_limit=0.0)
         assert ended[1]["steps"] == step
     assert same(ended, whole[:2])
-    tensors, progress = load_checkpoint(tmp_path / "s", {"game": 1, "processes": 1})
+    tensors, progress = load_checkpoint(tmp_path / "s", {"game": 1, "processes": 1, "players": ["critic", "student"]})
     kept = [{name: t.nan_to_num(9.0) for name, t in found.items()} for found in (tensors, whole[2][0])]
     assert equal(*kept)  # with the moments of both optimisers, and the curves
     assert progress["evaluations"] == whole[2][1]["evaluations"]
@@ -234,7 +234,7 @@ def test_an_opponent_s_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
     game = Game(spoil=lambda step: float("inf") if step == 6 else 1.0)
     with pytest.raises(FewstepError, match=r"the loss of the critic or its gradient became -?inf|nan at step 6"):
         game.train(tmp_path / "s", save_every=-1)
-    tensors, progress = load_checkpoint(tmp_path / "s", {"game": 1, "processes": 1})
+    tensors, progress = load_checkpoint(tmp_path / "s", {"game": 1, "processes": 1, "players": ["critic", "student"]})
     assert progress["step"] == 4 and all(t.isfinite().all() for n, t in tensors.items() if "history" not in n)
 
 
