@@ -22,11 +22,11 @@ NARROWEST = 64  # D for vectors of fewer numbers: a kernel as narrow as the spre
 class InductiveMomentMatching(MeanVelocity):
     """With f(z, s, t) = z - (t - s) u(z, s, t), and groups of M `particles` that share the times s <= r < t,
 
-        loss = w(t) sum over i, j of k(y_i, y_j) + k(y'_i, y'_j) - 2 k(y_i, y'_j),    / M^2  (Eq. 12)
+        loss = w(t) sum over i, j of k(y_i, y_j) + k(y'_i, y'_j) - 2 k(y_i, y'_j),    / M^2
         y = f(z_t, s, t),    y' = sg f(z_r, s, r), of the same noise and image,
         k(a, b) = exp(-|a - b| / (D d (t - s))),    d = sigma_data (Laplace, scaled by the output's own factor),
         r = max(s, eta^-1(eta(t) - gap max(1, eta(t)))),    eta = sigma / alpha = t / (1 - t),
-        w = 1/2 sigmoid(b - lambda) (-d lambda/dt) alpha / (alpha^2 + sigma^2),    lambda = log SNR, b = 5  (Eq. 13)
+        w = 1/2 sigmoid(b - lambda) (-d lambda/dt) alpha / (alpha^2 + sigma^2),    lambda = log SNR, b = 5
 
     so that the distributions at s, reached from t and from a little nearer, are the same; t and s are uniform. Where
     there are classes, images of one are in a group as far as possible, and k is zero between classes: the joint

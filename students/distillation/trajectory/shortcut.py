@@ -15,7 +15,7 @@ from students.training.batches import Batch
 
 
 class Shortcut(MeanVelocity):
-    """A share of a batch learns the flow, where d = 0; the rest that a step of 2d is two of d (Eq. 5 and 6),
+    """A share of a batch learns the flow, where d = 0; the rest that a step of 2d is two of d (Eq. 4 and 5),
 
         loss = |u(z_t, t, t) - (eps - x_0)|^2    and    |u(z_t, t - 2d, t) - (u_1 + u_2) / 2|^2,
         u_1 = u_ema(z_t, t - d, t),    u_2 = u_ema(z_t - d u_1, t - 2d, t - d),
