@@ -194,33 +194,32 @@ def _say_written(paths: list[Path]) -> None:
         print(f"wrote {folder}/: {', '.join(names) if len(names) <= 8 else f'{len(names)} files'}")
 
 
-def _tune(arguments) -> int:
+def _task(arguments):
+    """The task named, with an extractor that is at hand."""
     from bench.plan import resolve_extractor
     from bench.tasks import load_task
+
+    return resolve_extractor(load_task(arguments.task))
+
+
+def _tune(arguments) -> int:
     from bench.tune import tune
 
-    task = resolve_extractor(load_task(arguments.task))
-    print(f"wrote {tune(task, arguments.students, arguments.steps, arguments.out, arguments.device)}")
+    print(f"wrote {tune(_task(arguments), arguments.students, arguments.steps, arguments.out, arguments.device)}")
     return 0
 
 
 def _search(arguments) -> int:
-    from bench.plan import resolve_extractor
-    from bench.tasks import load_task
     from bench.trials import search
 
-    task = resolve_extractor(load_task(arguments.task))
-    print(f"wrote {search(task, arguments.methods, arguments.out, arguments.device)}")
+    print(f"wrote {search(_task(arguments), arguments.methods, arguments.out, arguments.device)}")
     return 0
 
 
 def _repeat(arguments) -> int:
-    from bench.plan import resolve_extractor
-    from bench.tasks import load_task
     from bench.trials import repeat
 
-    task = resolve_extractor(load_task(arguments.task))
-    _say_written(repeat(task, arguments.methods, arguments.seeds, arguments.device))
+    _say_written(repeat(_task(arguments), arguments.methods, arguments.seeds, arguments.device))
     return 0
 
 

@@ -155,7 +155,7 @@ def train_method(
         )
         if record["steps"] < steps:
             raise stopped(f"{name} {f'(stage {stage})' if stage else ''}".strip(), record, state)
-        if pair_set and stage == method.stages[0]:
+        if pair_set and not records:
             record["evaluations"] = record["evaluations"] | {"pairs": pair_set.spent}
             record["seconds"] = round(record["seconds"] + pair_set.seconds, 1)
         trained[stage] = modules[STUDENT]
