@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|tune|search|repeat|list|plot|leaderboard|doctor`.
+"""The command line: `python -m bench run|tune|search|repeat|study|list|plot|leaderboard|doctor`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -91,8 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--seeds", nargs="+", type=_whole, metavar="N", default=[1, 2], help="of the training")
     again.add_argument("--device", default="cpu")
 
-    listing = command("list", _list, "tasks, students and metrics by name")
-    listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics"), help="default: all three")
+    study = command("study", _study, "train a paper's variants of its method, and compare them")
+    study.add_argument("study", metavar="NAME", help="python -m bench list studies")
+    study.add_argument("task", help="a task by name")
+    study.add_argument("--device", default="cpu")
+
+    listing = command("list", _list, "tasks, students, metrics and studies by name")
+    listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics", "studies"), help="default: all")
 
     plot = command("plot", _plot, "redraw reports/<task> from the store")
     board = command("leaderboard", _leaderboard, "rewrite leaderboards/<task>.md from the store")
@@ -107,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
             help="parent of run/, reports/, leaderboards/ (default: .)",
         )
     doctor = command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
-    for sub in (run, tune, search, again, doctor):
+    for sub in (run, tune, search, again, study, doctor):
         add_data_root(sub)
     return parser
 
@@ -220,6 +225,17 @@ def _repeat(arguments) -> int:
     from bench.trials import repeat
 
     _say_written(repeat(_task(arguments), arguments.methods, arguments.seeds, arguments.device))
+    return 0
+
+
+def _study(arguments) -> int:
+    import pandas as pd
+
+    from bench.study import study
+
+    paths = study(arguments.study, _task(arguments), arguments.device)
+    print(pd.read_csv(paths[0]).to_string(index=False, float_format="%.3g"))
+    _say_written(paths)
     return 0
 
 

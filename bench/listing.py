@@ -1,12 +1,13 @@
-"""Tasks, students and metrics by name, with a line on each."""
+"""Tasks, students, metrics and studies by name, with a line on each."""
 
 from bench.measure import METRICS
+from bench.studies import STUDIES
 from bench.tasks import FOLDER, load_task, task_names
 from students.spec import METHODS, STUDENTS
 
 
 def lines(what: str | None = None) -> list[str]:
-    """The lines to print of "tasks", "students" or "metrics"; of all three if `what` is None."""
+    """The lines to print of "tasks", "students", "metrics" or "studies"; of all if `what` is None."""
     sections = {
         "tasks": (f"tasks ({FOLDER})", {name: load_task(name).summary for name in task_names()}),
         "students": (
@@ -21,6 +22,10 @@ def lines(what: str | None = None) -> list[str]:
         "metrics": (
             "metrics",
             {name: f"{metric.summary} ({metric.kind} tasks)" for name, metric in METRICS.items()},
+        ),
+        "studies": (
+            "studies (python -m bench study NAME TASK)",
+            {name: plan.summary for name, plan in STUDIES.items()},
         ),
     }
     found = []

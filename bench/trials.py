@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +31,7 @@ from students.samplers.record import read_records, weights_files
 from students.spec import METHODS
 from students.student import Student
 from students.training.distill import method_class, train_method
-from students.training.settings import merged_settings
+from students.training.settings import merged_settings, own_budget
 
 SHARE = 1 / 8  # of a method's own training, without its noise-image pairs
 STEPS = (1, 2, 4, 8)
@@ -46,11 +46,11 @@ def search(task: Task, methods: Sequence[str] | None = None, out: Path | None = 
     those of STEPS that the method can take, and their geometric mean. Trials that the file has are not made again.
     Raises FewstepError for an unknown method, and for a task whose teacher has no place of its own for weights.
     """
-    names, context = _checked(task, methods, list(METHODS)), _context(task, device)
+    names, context = checked(task, methods, list(METHODS)), _context(task, device)
     path = out or Path("reports", task.name, "search.csv")
     for trial in tqdm([(name, *trial) for name in names for trial in TRIALS], unit="trial"):
-        if trial not in _known(path):
-            _append(path, dict(zip(KEY, trial, strict=True)) | _measured(context, *trial))
+        if trial not in known(path, KEY):
+            append(path, dict(zip(KEY, trial, strict=True)) | _measured(context, *trial))
     return path
 
 
@@ -61,7 +61,7 @@ def repeat(task: Task, methods: Sequence[str], seeds: Sequence[int], device: str
     metric the samples, the training seeds, and by step count the values of each. Raises FewstepError as `search` does,
     and where those weights were trained from one of these seeds.
     """
-    names, context = _checked(task, methods, ()), _context(task, device)
+    names, context = checked(task, methods, ()), _context(task, device)
     files = {name: weights_files(None, name, task.teacher) for name in names}
     records = {name: read_records(files[name], name, task.teacher) for name in names}
     for name, stages in records.items():
@@ -70,8 +70,12 @@ def repeat(task: Task, methods: Sequence[str], seeds: Sequence[int], device: str
             raise FewstepError(f"{name} was trained from seed {own}: give other ones, each once")
     paths = []
     for name in tqdm(names, unit="method"):
-        record = list(records[name].values())[-1]
-        settings = record["settings"] | {"steps": sum(stage["planned_steps"] for stage in records[name].values())}
+        record, kind = list(records[name].values())[-1], method_class(name)
+        kept = math.fsum(
+            share for stage, share in zip(kind.stages, kind.shares, strict=True) if stage not in kind.passing
+        )
+        steps = sum(stage["planned_steps"] for stage in records[name].values())
+        settings = record["settings"] | {"steps": round(steps / kept)}
         if "pairs" in record:
             settings["pairs"] = record["pairs"]["count"]
         found = [_repeated(context, name, seed, record["options"], settings) for seed in seeds]
@@ -83,7 +87,8 @@ def repeat(task: Task, methods: Sequence[str], seeds: Sequence[int], device: str
     return paths
 
 
-def _checked(task: Task, methods: Sequence[str] | None, default: Sequence[str]) -> list[str]:
+def checked(task: Task, methods: Sequence[str] | None, default: Sequence[str]) -> list[str]:
+    """Those methods, or the default. Raises FewstepError for an unknown one, and a task that none is trained on."""
     if task.teacher not in TEACHERS:
         raise FewstepError(f"teacher {task.teacher} is none that methods are trained for: take a task of {[*TEACHERS]}")
     for name in methods or ():
@@ -96,14 +101,23 @@ def _context(task: Task, device: str) -> Context:
     return Context(Setup(replace(task, metrics=(task.primary,)), (task.primary,), device))
 
 
-def _known(path: Path) -> set[tuple]:
-    """The trials that a table has."""
-    return set(pd.read_csv(path)[KEY].itertuples(index=False, name=None)) if path.is_file() else set()
+def known(path: Path, key: list[str]) -> set[tuple]:
+    """The rows that a table has, by the columns `key`; raises FewstepError for another table."""
+    if not path.is_file():
+        return set()
+    try:
+        return set(pd.read_csv(path)[key].itertuples(index=False, name=None))
+    except (KeyError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise FewstepError(f"{path} is no table with {', '.join(key)}: move it away") from error
 
 
-def _append(path: Path, row: dict) -> None:
+def append(path: Path, *rows: dict) -> None:
+    """Add rows to a table, or begin it."""
+    table = pd.DataFrame(rows)
+    if path.is_file():
+        table = pd.concat([pd.read_csv(path), table])
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([row]).to_csv(path, mode="a", header=not path.is_file(), index=False, float_format="%.6g")
+    write_atomically(path, table.to_csv(index=False, float_format="%.6g").encode())
 
 
 def _measured(context: Context, name: str, factor: float, dropout: float) -> dict:
@@ -112,8 +126,8 @@ def _measured(context: Context, name: str, factor: float, dropout: float) -> dic
     own = merged_settings(kind, {}, vectors=task.kind == "vector")
     settings = {"lr": factor * own["lr"], "dropout": dropout}
     pairs = own["pairs"] * kind.pairs.steps / training_evaluations(task.teacher) if kind.pairs else 0.0
-    budget = pairs + SHARE * (kind.budget - pairs)
-    student = _trained(context, name, f"{factor:g}-{dropout:g}", budget=budget, settings=settings)
+    budget = pairs + SHARE * (own_budget(kind, task.kind == "vector") - pairs)
+    student = trained(context, name, f"{factor:g}-{dropout:g}", budget=budget, settings=settings)
     found = _distances(context, student, range(TUNING_SEED, TUNING_SEED + SAMPLES))
     logs = [math.nan if value is None else math.log(value) for value in found.values()]
     return {
@@ -126,22 +140,43 @@ def _measured(context: Context, name: str, factor: float, dropout: float) -> dic
 
 
 def _repeated(context: Context, name: str, seed: int, options: dict, settings: dict) -> dict[int, float | None]:
-    student = _trained(context, name, f"seed-{seed}", seed=seed, options=options, settings=settings)
+    student = trained(context, name, f"seed-{seed}", seed=seed, options=options, settings=settings)
     return _distances(context, student, range(context.task.samples))
 
 
-def _trained(context: Context, name: str, trial: str, **how) -> Student:
+def trial_weights(task: Task, method: str, trial: str) -> Path:
+    """The folder of the weights of a trial."""
+    return Path("run", "trials", task.name, f"{method}-{trial}")
+
+
+def trained(context: Context, name: str, trial: str, **how) -> Student:
     """A method's student, trained as `how` says; what it starts from is what ships."""
     task, kind = context.task, method_class(name)
-    folder = Path("run", "trials", task.name)
-    weights = folder / f"{name}-{trial}"
+    weights = trial_weights(task, name, trial)
     if kind.after:
         weights.mkdir(parents=True, exist_ok=True)
         for file in weights_files(None, kind.after, task.teacher).values():
             for part in (file, record_path(file)):
                 shutil.copy(part, weights)
-    train_method(name, task.teacher, weights, device=context.device, state=folder / "train" / weights.name, **how)
+    if not _made(weights, name, task.teacher, **how):
+        state = weights.parent / "train" / weights.name
+        train_method(name, task.teacher, weights, device=context.device, state=state, **how)
     return context.student(f"{name}:weights={weights}")
+
+
+def _made(
+    weights: Path, name: str, teacher: str, seed: int = 0, options: dict | None = None, settings: dict | None = None,
+    budget: float | None = None,
+) -> bool:  # fmt: skip
+    """Whether weights of this training are there; never of a budget, which no record has."""
+    try:
+        record = next(iter(read_records(weights_files(weights, name, teacher), name, teacher).values()))
+    except FewstepError:
+        return False
+    made = record["settings"] | {"pairs": record.get("pairs", {}).get("count")}
+    chosen = asdict(method_class(name).Options(**(options or {})))
+    alike = all(made.get(key) == value for key, value in (settings or {}).items())
+    return budget is None and alike and (record["seed"], record["options"]) == (seed, chosen)
 
 
 def _distances(context: Context, student: Student, seeds: range) -> dict[int, float | None]:

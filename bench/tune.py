@@ -134,6 +134,13 @@ def _choose(context: Context, students: dict[str, SolverStudent], steps: Sequenc
 
 def distance(context: Context, student: Student, n: int, seeds: range) -> tuple[float | None, int]:
     """The task's primary metric of a student's samples, None where they are not finite; and their evaluations."""
+    task = context.task
+    values, evaluations = measured(context, student, n, seeds)
+    return values.get(metric_columns(task.primary, task.extractor)[0]), evaluations
+
+
+def measured(context: Context, student: Student, n: int, seeds: range) -> tuple[dict[str, float], int]:
+    """All metrics of the context, by column, of a student's samples, where they are finite; and their evaluations."""
     task, statistics, evaluations = context.task, context.collectors(), 0
     cell = Cell(student.name, n, 1.0, 0, {"seeds": [seeds.start, seeds.stop]})
     for batch in draw(student, cell, seeds, context.conditions(seeds, seeds), task.batch_size, context.device):
@@ -141,8 +148,11 @@ def distance(context: Context, student: Student, n: int, seeds: range) -> tuple[
         try:
             check_samples(batch.samples, len(batch.seeds), task.shape, student.name)
         except FewstepError:
-            return None, evaluations
+            return {}, evaluations
         for name, rows in context.rows(batch.samples, batch.conditions).items():
             statistics[name].update(rows)
-    value = float(METRICS[task.primary].compute(statistics, context.reference)[0])
-    return (value if math.isfinite(value) else None), evaluations
+    values = {}
+    for name in context.setup.metrics:
+        numbers = METRICS[name].compute(statistics, context.reference)
+        values |= dict(zip(metric_columns(name, task.extractor), map(float, numbers), strict=True))
+    return {column: value for column, value in values.items() if math.isfinite(value)}, evaluations

@@ -78,7 +78,8 @@ def _list(arguments) -> int:
     print("public checkpoints, FAMILY:NAME, and of a teacher also FAMILY:NAME:STUDENT; one's own, file:PATH:STUDENT:")
     for spec, summary in listing():
         print(f"  {spec:<36}{summary}")
-    print("methods (python -m students train METHOD --task TASK):")
+    print("methods (python -m students train METHOD --task TASK); METHOD or METHOD:weights=FOLDER is its student, also")
+    print("where a family of checkpoints has that name:")
     trainable = ", ".join(name for name, entry in TEACHERS.items() if entry.recipe)
     print(f"  {TEACHER:<22}the task's teacher, by denoising score matching; tasks: {trainable}")
     for name, entry in METHODS.items():

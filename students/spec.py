@@ -65,6 +65,7 @@ _DDPM = PaperGrid("uniform", "[2006.11239] Alg. 2: equal steps in t")
 _SONG = PaperGrid("uniform", "[2011.13456]; score_sde_pytorch/sampling.py: equal steps in t")
 _ENDS = PaperGrid("uniform", "steps of its own: of a grid both ends alone matter")
 _DDIM = PaperGrid("quadratic", "[2010.02502] App. D.2, for CIFAR-10")
+_SDS = PaperGrid("uniform", "[2209.14988] Sec. 3: t uniform, of the process")
 _EDM = PaperGrid("polynomial", "[2206.00364] Eq. 5, rho = 7")
 _DPM = PaperGrid("log_snr", "[2206.00927] Sec. 3.4; dpm-solver/README.md: recommended for low-resolution images")
 _UNIPC = PaperGrid("log_snr", "UniPC/example/score_sde_pytorch/sample.sh, for CIFAR-10")
@@ -115,6 +116,12 @@ STUDENTS = {
     "ipndm": Entry("students.solvers.pndm:ipndm", "iPNDM, lower-order warm-up [2202.09778]", grid=_IPNDM),
     "ipndm_v": Entry("students.solvers.pndm:ipndm_v", "iPNDM with variable-step coefficients", grid=_IPNDM_V),
     "rk45": Entry("students.solvers.adaptive:rk45", "Dormand-Prince; steps = NFE budget", grid=_ENDS),
+    "sds": Entry(
+        "students.solvers.score_distillation:sds", "the image optimised; steps = updates [2209.14988]", grid=_SDS
+    ),
+    "nfsd": Entry(
+        "students.solvers.score_distillation:nfsd", "SDS without the noise; steps = updates [2310.17590]", grid=_SDS
+    ),
 }
 _TRAJECTORY = "students.distillation.trajectory"
 _MATCHING = "students.distillation.matching"
@@ -149,7 +156,11 @@ METHODS = {
         ("imm", f"{_TRAJECTORY}.imm:InductiveMomentMatching", "kernel distance of two maps, from scratch [2503.07565]"),
         ("dsno", f"{_TRAJECTORY}.dsno:TrajectoryOperator", "the whole trajectory in one call [2211.13449]"),
         ("genie", f"{_TRAJECTORY}.genie:Genie", "DDIM's second-order term in a small head [2210.05475]"),
+        ("vsd", f"{_MATCHING}.vsd:VariationalScore", "ProlificDreamer's gradient, a generator [2305.16213]"),
+        ("diff_instruct", f"{_MATCHING}.diff_instruct:DiffInstruct", "integral KL over all levels [2305.18455]"),
         ("dmd", f"{_MATCHING}.dmd:DistributionMatching", "score difference and regression [2311.18828]"),
+        ("sid", f"{_MATCHING}.sid:ScoreIdentity", "score identities; sid:NAME are checkpoints [2404.04057]"),
+        ("disback", f"{_MATCHING}.disback:DistributionBacktracking", "back along a degradation path [2408.15991]"),
     )
 }
 # How a model samples that is no denoiser of a diffusion: a name only after a model.

@@ -92,6 +92,11 @@ def randint(high: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.randint(high, (n,), generator=generator, device=generator.device)
 
 
+def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape of `like`."""
+    return torch.randn(like.shape, generator=generator, device=like.device)
+
+
 def log_normal(n: int, mean: float, std: float, schedule: VE, generator: torch.Generator) -> Tensor:
     """(n,) noise levels, float64: log sigma ~ N(mean, std^2), clipped to the schedule's range."""
     z = torch.randn(n, generator=generator, device=generator.device, dtype=torch.float64)

@@ -57,10 +57,12 @@ class Distillation:
     Options: a frozen dataclass, the method's own options with types, ranges and defaults (students/options.py).
     needs: what a batch carries, of NOISE, DATA and PAIRS. pairs: which pairs.
     stages: their names; the weights of a stage are `method-stage.safetensors`. shares: of the updates, one a stage.
+    passing: stages whose model only serves later ones: it is neither sampled from nor stored.
     after: the method whose student this one starts from and, for PAIRS, which makes the pairs.
     evaluations: of networks, all players' and the teacher's, that an update of the student costs for each image, and
         opponent_evaluations: a step of its opponents; the plan of a budget.
-    budget: evaluations of the training, all stages, relative to those of the teacher's own.
+    budget: evaluations of the training, all stages, relative to those of the teacher's own. vector_budget: another, for
+        tasks of vectors, whose networks are small.
     settings: of the student as a player, and the batch size. vector_settings: others, for tasks of vectors.
     target_decay: of the moving average `self.target` of the model, which a loss may use; None for no such.
     """
@@ -70,10 +72,12 @@ class Distillation:
     pairs: Pairs | None = None
     stages: ClassVar[Sequence[str]] = ("",)
     shares: ClassVar[Sequence[float]] = (1.0,)
+    passing: ClassVar[Sequence[str]] = ()
     after: ClassVar[str | None] = None
     evaluations: float = 2
     opponent_evaluations: float = 0
     budget: ClassVar[float] = 1.5
+    vector_budget: ClassVar[float | None] = None
     settings: ClassVar[dict] = {}
     vector_settings: ClassVar[dict] = {}
     target_decay: ClassVar[float | None] = None
@@ -125,6 +129,10 @@ class Distillation:
     def sampler(self, model: nn.Module) -> Sampler:
         """How what `sampled` returns samples."""
         raise NotImplementedError
+
+    def teachers(self) -> list[nn.Module]:
+        """The modules whose calls are the teacher's evaluations in training."""
+        return [self.teacher]
 
     def networks(self) -> list[nn.Module]:
         """The modules whose calls are the student's evaluations in training."""

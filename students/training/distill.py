@@ -128,8 +128,10 @@ def train_method(
         torch.manual_seed(seed)
         model = method.begin(stage, trained, steps)
         set_dropout(model, settings["dropout"])
-        players = _players(method, settings, batches)
-        samplers[stage] = method.sampler(method.sampled(model))
+        passing = stage in method.passing
+        players = _players(method, settings | ({"ema_decay": None} if passing else {}), batches)
+        if not passing:
+            samplers[stage] = method.sampler(method.sampled(model))
 
         def measure(averaged, stage=stage):
             students = {
@@ -150,14 +152,20 @@ def train_method(
             config=described | {"settings": settings | {"steps": steps}},
             time_limit=deadline - time.monotonic(),
             networks=_roles(method, players),
-            measure=measure,
+            measure=None if passing else measure,
             title=f"{name} {stage}".strip(),
         )
         if record["steps"] < steps:
             raise stopped(f"{name} {f'(stage {stage})' if stage else ''}".strip(), record, state)
-        if pair_set and not records:
+        if pair_set and stage == method.stages[0]:
             record["evaluations"] = record["evaluations"] | {"pairs": pair_set.spent}
             record["seconds"] = round(record["seconds"] + pair_set.seconds, 1)
+        if passing:
+            spent = sum(record["evaluations"].values())
+            before = {
+                key: before[key] + value for key, value in (("evaluations", spent), ("seconds", record["seconds"]))
+            }
+            continue
         trained[stage] = modules[STUDENT]
         records[stage] = described | {"stage": stage, "settings": settings} | record | method.report(trained[stage])
         records[stage] |= sampling_record(samplers[stage], method.sampled(trained[stage]), source)
@@ -170,7 +178,7 @@ def train_method(
     weights = {
         stage_file(folder, name, stage): (method.sampled(trained[stage]), record) for stage, record in records.items()
     }
-    paths = write_weights(weights, [state / (stage or "single") for stage in records])
+    paths = write_weights(weights, [state / (stage or "single") for stage in method.stages])
     if is_first():
         with suppress(OSError):  # others may have something in it
             state.rmdir()
@@ -207,7 +215,7 @@ def _players(method, settings: dict, batches: Batches) -> dict[str, Player]:
 def _roles(method, players: dict[str, Player]) -> dict[str, Sequence[nn.Module]]:
     """The modules whose evaluations are counted, by role."""
     opponents = {name: [player.module] for name, player in players.items() if name != STUDENT}
-    found = {"teacher": [method.teacher], **opponents, STUDENT: method.networks()}
+    found = {"teacher": method.teachers(), **opponents, STUDENT: method.networks()}
     # the network inside of a denoiser counts, as it may also be called by itself
     return {
         role: [module.network if isinstance(module, Denoiser) else module for module in modules]

@@ -30,17 +30,19 @@ class History:
 
     def collect(self, step: int, note: str = "") -> None:
         """Store what was added; raises FewstepError, with the step, for a player's loss that is not finite."""
+        broken = []
         for key in dict.fromkeys(key for _, losses in self._pending for key in losses):
             at = [i for i, losses in self._pending if key in losses]
             values = torch.stack([losses[key] for _, losses in self._pending if key in losses]).float().cpu()
             self._of(key)[at] = values
-            if "." not in key and not (finite := values.isfinite()).all():
-                worst = int(finite.logical_not().nonzero()[0])
-                whose = "the loss" if key == self.main else f"the loss of the {key}"
-                raise FewstepError(
-                    f"{whose} or its gradient became {values[worst].item()} at step {at[worst]}: "
-                    f"lower the learning rate{note}"
-                )
+            if "." not in key:
+                broken += [
+                    (i, value, key) for i, value in zip(at, values.tolist(), strict=True) if not math.isfinite(value)
+                ]
+        if broken:
+            first, value, key = min(broken, key=lambda entry: entry[0])
+            whose = "the loss" if key == self.main else f"the loss of the {key}"
+            raise FewstepError(f"{whose} or its gradient became {value} at step {first}: lower the learning rate{note}")
         self._pending.clear()
 
     def recent(self, step: int) -> float:

@@ -170,7 +170,7 @@ class _Run:
             self.parameters[name] = [p for p in player.module.parameters() if p.requires_grad]
             self.optimisers[name] = torch.optim.AdamW(
                 self.parameters[name], lr=player.lr, betas=player.betas, weight_decay=player.weight_decay,
-                fused=self.device.type == "cuda",
+                fused=True,
             )  # fmt: skip
             own = {} if player.ema_decay is None else {"ema": EMA(player.module, player.ema_decay)}
             self.averages[name] = own | player.averages
@@ -191,7 +191,7 @@ class _Run:
         return losses
 
     def _update(self, name: str, player: Player, stream: int) -> dict[str, Tensor]:
-        torch.manual_seed(step_seed(self.seed, 2 * self.step, stream))
+        self._seed_dropout(step_seed(self.seed, 2 * self.step, stream))
         self.generator.manual_seed(step_seed(self.seed, 2 * self.step + 1, stream))
         optimiser = self.optimisers[name]
         for group in optimiser.param_groups:
@@ -214,6 +214,13 @@ class _Run:
             average.update(player.module)
         losses[name] = torch.where(norm.isfinite(), losses[name], norm)
         return losses
+
+    def _seed_dropout(self, seed: int) -> None:
+        """As torch.manual_seed, which costs as much as a small network's evaluation: it visits devices of all kinds."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
 
     @contextmanager
     def _others_held(self, name: str) -> Iterator[None]:

@@ -64,6 +64,11 @@ def evaluations_of_step(method, settings: dict) -> float:
     return method.evaluations / settings.get("every", 1) + method.opponent_evaluations
 
 
+def own_budget(kind, vectors: bool) -> float:
+    """A method's own budget, on tasks of vectors or others."""
+    return kind.vector_budget if vectors and kind.vector_budget is not None else kind.budget
+
+
 def updates_of_stages(method, reference: int | None, spent: int, budget: float | None, settings: dict) -> list[int]:
     """The steps of each stage: `settings["steps"]`, or what the budget leaves after `spent` evaluations.
 
@@ -79,7 +84,8 @@ def updates_of_stages(method, reference: int | None, spent: int, budget: float |
         raise FewstepError(
             "what this teacher's training cost is not known, so a budget says nothing: give --set steps=N"
         )
-    left = (method.budget if budget is None else budget) * reference - spent
+    budget = own_budget(method, len(method.start.shape) == 1) if budget is None else budget
+    left = budget * reference - spent
     updates = left / (evaluations_of_step(method, settings) * settings["batch_size"])
     if updates < 1:
         taken = f"noise-image pairs take {spent} evaluations, so " if spent else ""

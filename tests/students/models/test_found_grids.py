@@ -16,7 +16,7 @@ from students.student import SolverStudent
 from tests.conftest import make_mixture
 
 PAPERS = {
-    "uniform": "ddpm euler_maruyama predictor_corrector adaptive_sde rk45 pndm ipndm",
+    "uniform": "ddpm euler_maruyama predictor_corrector adaptive_sde rk45 pndm ipndm sds nfsd",
     "quadratic": "ddim deis",
     "polynomial": "euler heun dpm2 edm_stochastic ipndm_v",
     "log_snr": "dpm_solver_2 dpm_solver_3 dpm_solver dpm_solver_pp dpm_solver_pp_3m dpm_solver_pp_2s dpm_solver_pp_sde "

@@ -15,6 +15,7 @@ from tests.students.solvers.orders import starts
 
 N_STEPS = 6
 ADAPTIVE = {"adaptive_sde", "rk45"}
+OPTIMISERS = {"sds", "nfsd"}  # which have an image, not a state of the trajectory
 MULTISTEP = {
     "deis",
     "dpm_solver_pp",
@@ -62,7 +63,7 @@ def test_the_callback_sees_every_step_and_changes_nothing(name):
         assert estimate.abs().max() < 3
 
 
-@pytest.mark.parametrize("name", [name for name in STUDENTS if name not in ADAPTIVE])
+@pytest.mark.parametrize("name", [name for name in STUDENTS if name not in ADAPTIVE | OPTIMISERS])
 def test_only_a_multistep_solver_goes_on_otherwise_than_from_its_state(name):
     """Its steps use those before, so its states come from one run, not from a run started anew at each of them."""
     entry, schedule = STUDENTS[name], VPLinear()
