@@ -1,5 +1,6 @@
 """Studies of a paper's variants: every variant and seed is trained once, and measured alike; figures; bad input."""
 
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from bench import study as running
+from bench import trials
 from bench.cli import main
 from bench.studies import STUDIES, Study, Variant
 from bench.study import study
@@ -99,7 +101,53 @@ def test_bad_input_is_one_line(capsys):
         study("dmd-figure3", load_task("digits"))
 
 
+def test_what_cannot_be_read_or_written_is_known_before_any_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(running, "trained", None)
+    (folder := tmp_path / "reports" / "gaussians").mkdir(parents=True)
+    for text in ("x,y\n1,2\n", ""):
+        (folder / "dmd-figure3.csv").write_text(text)
+        with pytest.raises(FewstepError, match=r"dmd-figure3\.csv is no table with variant, seed: move it away"):
+            study("dmd-figure3", TASK)
+    (folder / "dmd-figure3.csv").unlink()
+    folder.rmdir()
+    folder.write_text("")
+    with pytest.raises(FewstepError, match="cannot write in reports/gaussians"):
+        study("dmd-figure3", TASK)
+
+
 def test_a_variant_that_samples_no_numbers_keeps_its_row(monkeypatch):
+    monkeypatch.setitem(STUDIES, "short", Study("", (Variant("a", "vsd", {}, SMALL), Variant("b", "vsd", {}, SMALL))))
+    found = iter([{}, {"swd": 1.0}])
+    monkeypatch.setattr(running, "measured", lambda *_: (next(found), 0))
+    table = pd.read_csv(study("short", TASK)[0])
+    assert list(table["variant"]) == ["a", "b"] and list(table["swd"].isna()) == [True, False]
+
+
+def test_a_training_whose_row_is_missing_is_not_made_again(monkeypatch):
     monkeypatch.setitem(STUDIES, "short", Study("", (Variant("a", "vsd", {}, SMALL),)))
-    monkeypatch.setattr(running, "measured", lambda *_: ({}, 0))
-    assert list(pd.read_csv(study("short", TASK)[0])["variant"]) == ["a"]
+    measured, made, train = running.measured, [], trials.train_method
+    monkeypatch.setattr(trials, "train_method", lambda *a, **how: made.append(how) or train(*a, **how))
+    monkeypatch.setattr(running, "measured", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        study("short", TASK)
+    monkeypatch.setattr(running, "measured", measured)
+    assert len(pd.read_csv(study("short", TASK)[0])) == 1 and len(made) == 1
+    monkeypatch.setitem(STUDIES, "short", Study("", (Variant("a", "vsd", {}, SMALL | {"lr": 1e-4}),)))
+    _path = running._path(TASK, "short")
+    _path.unlink()
+    study("short", TASK)
+    assert len(made) == 2, "another setting is another training"
+
+
+def test_a_table_without_its_weights_or_curves_says_what_to_do(monkeypatch):
+    shortened("disback-convergence", monkeypatch)
+    task = replace(TASK, name="mine")  # on the teacher of another task
+    table, _ = study("disback-convergence", task)
+    table.with_name("disback-convergence-curves.csv").unlink()
+    with pytest.raises(FewstepError, match=r"curves\.csv is missing: remove .*disback-convergence\.csv"):
+        study("disback-convergence", task)
+    shortened("dmd-figure3", monkeypatch)
+    table, _ = study("dmd-figure3", TASK)
+    shutil.rmtree("run")
+    with pytest.raises(FewstepError, match=r"is missing: remove .*dmd-figure3\.csv"):
+        study("dmd-figure3", TASK)

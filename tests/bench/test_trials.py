@@ -12,8 +12,11 @@ from bench.plan import plan
 from bench.store import Store, frame
 from bench.sweep import run
 from bench.tasks import load_task
+from students.models.load import load_start
 from students.models.teachers import weights_folder
 from students.samplers.record import weights_files
+from students.training.distill import method_class
+from students.training.settings import updates_of_stages
 
 TASK = load_task("gaussians")
 COLUMNS = ["method", "relative_lr", "dropout", "lr", "evaluations", "seconds", "swd@1", "swd@2", "swd@4", "swd@8"]
@@ -100,3 +103,22 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_training_of_stages_is_repeated_as_long_as_it_was(drawn, monkeypatch, tmp_path):
+    """Also where a stage leaves no weights, whose record would say how long it was."""
+    shipped = tmp_path / "shipped"
+    shutil.copytree(weights_folder("gaussians"), shipped)
+    monkeypatch.setattr("students.samplers.record.weights_folder", lambda task: shipped)
+    given = []
+
+    def train(context, name, trial, settings, **how):
+        given.append(updates_of_stages(method_class(name)(*load_start("gaussians")), None, 0, None, settings))
+
+    monkeypatch.setattr(trials, "trained", train)
+    monkeypatch.setattr(trials, "_distances", lambda *_: {1: 0.0})
+    for name in ("disback", "progressive"):
+        trials.repeat(TASK, [name], [1])
+        files = weights_files(None, name, "gaussians").values()
+        own = [json.loads(file.with_suffix(".json").read_text())["planned_steps"] for file in files]
+        assert given.pop()[-len(own) :] == own

@@ -273,12 +273,11 @@ def test_dmd_covers_every_mode_in_one_step_and_without_its_regression_does_not(t
     assert sliced_wasserstein(found[True], data.train.samples) < sliced_wasserstein(ddim, data.train.samples) / 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"dmd"}))
-def test_one_step_beats_one_of_ddim_by_far(name, tmp_path):
-    train_method(name, "gaussians", out=tmp_path, state=tmp_path / "state")
+@pytest.mark.parametrize("name", NAMES)
+def test_one_step_of_what_ships_beats_one_of_ddim_by_far(name):
+    """By a factor of four; that each trains to something good is in test_distillation.py."""
     data, ddim = load_data("gaussians"), students.load("ddim", task="gaussians").sample(1, seeds=SEEDS)
-    samples = load_trained(name, "gaussians", tmp_path).sample(1, seeds=SEEDS)
+    samples = students.load(name, task="gaussians").sample(1, seeds=SEEDS)
     assert sliced_wasserstein(samples, data.train.samples) < sliced_wasserstein(ddim, data.train.samples) / 4
 
 

@@ -19,6 +19,7 @@ from students.errors import FewstepError
 from students.training import loop
 from students.training.checkpoint import load_checkpoint
 from students.training.ema import EMA
+from students.training.history import History
 from students.training.loop import batch_share, train
 from students.training.players import Player
 from tests.students.training.runs import ROOT, equal, torchrun
@@ -236,6 +237,17 @@ def test_an_opponent_s_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
         game.train(tmp_path / "s", save_every=-1)
     tensors, progress = load_checkpoint(tmp_path / "s", {"game": 1, "processes": 1, "players": ["critic", "student"]})
     assert progress["step"] == 4 and all(t.isfinite().all() for n, t in tensors.items() if "history" not in n)
+
+
+def test_of_two_losses_that_are_not_finite_the_first_is_named():
+    history = History(10, "student")
+    for step in range(4):  # what the student became at step 2 spoils its opponent at step 3
+        spoilt = torch.tensor(float("nan"))
+        history.add(
+            step, {"critic": spoilt if step == 3 else torch.ones(()), "student": spoilt if step > 1 else torch.ones(())}
+        )
+    with pytest.raises(FewstepError, match="the loss or its gradient became nan at step 2"):
+        history.collect(4)
 
 
 SHARED = """
