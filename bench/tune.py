@@ -151,7 +151,7 @@ def measured(context: Context, student: Student, n: int, seeds: range) -> tuple[
             return {}, evaluations
         for name, rows in context.rows(batch.samples, batch.conditions).items():
             statistics[name].update(rows)
-    values = {}
+    values: dict[str, float] = {}
     for name in context.setup.metrics:
         numbers = METRICS[name].compute(statistics, context.reference)
         values |= dict(zip(metric_columns(name, task.extractor), map(float, numbers), strict=True))

@@ -97,6 +97,8 @@ class DistributionBacktracking(Distillation):
 class Path(nn.Module):
     """A denoiser that is trained, the `end` of the path, and copies of it, `kept` on the way from the teacher."""
 
+    recorded: Tensor  # how many of them are
+
     def __init__(self, denoiser: Denoiser, checkpoints: int):
         super().__init__()
         self.end = denoiser
