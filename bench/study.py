@@ -94,10 +94,10 @@ def _panels(task: Task, name: str, table: pd.DataFrame) -> Figure:
         if not weights.is_dir():
             raise FewstepError(f"{weights} is missing: remove {_path(task, name)} to train all variants again")
         student = load_trained(variant.method, task.teacher, weights)
-        samples[variant.label] = student.sample(1, seeds=range(SHOWN))
+        samples[variant.label] = student.sample(1, seeds=range(SHOWN)).numpy()
         row = table.set_index(KEY).loc[(variant.label, 0)]
         notes[variant.label] = f"{row['mode_coverage']:.0%} of the modes; distance {row['swd']:.3f}"
-    return panels(samples, load_data(task.data).train.samples[:SHOWN], notes)
+    return panels(samples, load_data(task.data).train.samples[:SHOWN].numpy(), notes)
 
 
 def _convergence(task: Task, name: str, table: pd.DataFrame) -> Figure:

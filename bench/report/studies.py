@@ -1,8 +1,8 @@
 """Figures of studies (bench/study.py): samples in the plane side by side, and quality while a student learns."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from bench.report.canvas import DPI, FAINT, GREY, dress, head
 
@@ -11,7 +11,7 @@ WIDTH = 3.4  # inches, of a panel
 MARGINS = {"left": 0.05, "right": 0.98, "bottom": 0.11, "top": 0.83, "wspace": 0.08}
 
 
-def panels(samples: dict[str, Tensor], data: Tensor, notes: dict[str, str]) -> Figure:
+def panels(samples: dict[str, np.ndarray], data: np.ndarray, notes: dict[str, str]) -> Figure:
     """Samples (N, 2) by name, each above a note of its own and on data (N, 2)."""
     figure = Figure(figsize=(WIDTH * len(samples), WIDTH + 0.7), dpi=DPI)
     places = figure.subplots(1, len(samples), sharey=True, squeeze=False, gridspec_kw=MARGINS)[0]

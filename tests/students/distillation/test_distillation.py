@@ -276,7 +276,7 @@ def test_resuming_with_other_options_is_refused(tmp_path):
         (["sid", "--task", "gaussians", "--options", "alpha=3"], "alpha must be a number from 0 to 2"),
         (["disback", "--task", "gaussians", "--options", "method=knowledge"], "one of diff_instruct, vsd, dmd, sid"),
         (["disback", "--task", "gaussians", "--options", "checkpoints=0"], "checkpoints must be a whole number from 1"),
-        (["disback", "--task", "gaussians", "--options", "back=0"], "back must be a number above 0 and up to 1"),
+        (["disback", "--task", "gaussians", "--options", "back=0"], "back must be a number from 0.001 to 1"),
         (["vsd", "--task", "gaussians", "--options", "alpha=1"], "vsd takes no option 'alpha'"),
         (["vsd", "--task", "gaussians", "--set", "every=0"], "every must be a whole number from 1"),
     ],
