@@ -19,7 +19,7 @@ from bench.report.files import write_atomically
 from bench.report.studies import convergence, panels
 from bench.studies import CONVERGENCE, PANELS, STUDIES, Variant
 from bench.tasks import Task
-from bench.trials import append, checked, known, trained, trial_weights
+from bench.trials import append, checked, known, trained, trial_weights, trials_folder
 from bench.tune import measured
 from students.data import load_data
 from students.errors import FewstepError, unknown
@@ -47,8 +47,8 @@ def study(name: str, task: Task, device: str = "cpu") -> list[Path]:
     metrics = MEASURED[task.kind]
     context = Context(Setup(replace(task, metrics=metrics), metrics, device))
     path, curves = _path(task, name), _path(task, name, "-curves")
-    check_folder(path.parent, "working folder")
-    check_folder(trial_weights(task, "", "").parent, "working folder")
+    for folder in (path.parent, trials_folder(task)):
+        check_folder(folder, "working folder")
     columns = [column for metric in metrics for column in metric_columns(metric, task.extractor)]
     context.prepare(())
     runs = [(variant, seed) for variant in plan.variants for seed in range(plan.seeds)]

@@ -27,6 +27,7 @@ from students.files import write_atomically
 from students.models.found_grids import TUNING_SEED
 from students.models.teachers import TEACHERS, training_evaluations
 from students.models.weights import record_path
+from students.provenance import commit
 from students.samplers.record import read_records, weights_files
 from students.spec import METHODS
 from students.student import Student
@@ -144,9 +145,14 @@ def _repeated(context: Context, name: str, seed: int, options: dict, settings: d
     return _distances(context, student, range(context.task.samples))
 
 
+def trials_folder(task: Task) -> Path:
+    """Where the weights of all trials of a task lie, a folder each."""
+    return Path("run", "trials", task.name)
+
+
 def trial_weights(task: Task, method: str, trial: str) -> Path:
     """The folder of the weights of a trial."""
-    return Path("run", "trials", task.name, f"{method}-{trial}")
+    return trials_folder(task) / f"{method}-{trial}"
 
 
 def trained(context: Context, name: str, trial: str, **how) -> Student:
@@ -159,7 +165,7 @@ def trained(context: Context, name: str, trial: str, **how) -> Student:
             for part in (file, record_path(file)):
                 shutil.copy(part, weights)
     if not _made(weights, name, task.teacher, **how):
-        state = weights.parent / "train" / weights.name
+        state = trials_folder(task) / "train" / weights.name
         train_method(name, task.teacher, weights, device=context.device, state=state, **how)
     return context.student(f"{name}:weights={weights}")
 
@@ -168,7 +174,7 @@ def _made(
     weights: Path, name: str, teacher: str, seed: int = 0, options: dict | None = None, settings: dict | None = None,
     budget: float | None = None,
 ) -> bool:  # fmt: skip
-    """Whether weights of this training are there; never of a budget, which no record has."""
+    """Whether weights of this training, by the code as it is, are there; never of a budget, which no record has."""
     try:
         record = next(iter(read_records(weights_files(weights, name, teacher), name, teacher).values()))
     except FewstepError:
@@ -176,7 +182,8 @@ def _made(
     made = record["settings"] | {"pairs": record.get("pairs", {}).get("count")}
     chosen = asdict(method_class(name).Options(**(options or {})))
     alike = all(made.get(key) == value for key, value in (settings or {}).items())
-    return budget is None and alike and (record["seed"], record["options"]) == (seed, chosen)
+    same = (record["seed"], record["options"], record.get("commit")) == (seed, chosen, commit())
+    return budget is None and alike and same
 
 
 def _distances(context: Context, student: Student, seeds: range) -> dict[int, float | None]:

@@ -161,9 +161,9 @@ def train_method(
             record["evaluations"] = record["evaluations"] | {"pairs": pair_set.spent}
             record["seconds"] = round(record["seconds"] + pair_set.seconds, 1)
         if passing:
-            spent = sum(record["evaluations"].values())
             before = {
-                key: before[key] + value for key, value in (("evaluations", spent), ("seconds", record["seconds"]))
+                "evaluations": before["evaluations"] + sum(record["evaluations"].values()),
+                "seconds": before["seconds"] + record["seconds"],
             }
             continue
         trained[stage] = modules[STUDENT]

@@ -53,9 +53,8 @@ class DistributionMatching(ScoreDistillation):
                 if not getattr(chosen, term) and getattr(chosen, name) != getattr(default, name):
                     raise FewstepError(f"dmd: {name} says nothing without {term}: leave it out")
         self.weight = chosen.weight
-        self.faked = chosen.matching and chosen.fake
         self.evaluations = (2 + chosen.fake) * chosen.matching + chosen.regression
-        self.opponent_evaluations = 2 * self.faked
+        self.opponent_evaluations = 2 * (chosen.matching and chosen.fake)
         if not chosen.regression:
             self.needs, self.pairs = {NOISE}, None
 
@@ -64,10 +63,10 @@ class DistributionMatching(ScoreDistillation):
             self.d = distance(self.options.distance, self.start.shape, next(self.start.parameters()).device)
 
     def opponents(self):
-        return super().opponents() if self.faked else {}
+        return super().opponents() if self.opponent_evaluations else {}
 
     def fake_estimate(self, x, x_t, sigma, condition):
-        return super().fake_estimate(x, x_t, sigma, condition) if self.faked else x
+        return super().fake_estimate(x, x_t, sigma, condition) if self.options.fake else x
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         terms = {}
