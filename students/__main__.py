@@ -13,7 +13,7 @@ from students.models.teachers import TEACHERS
 from students.options import parse_assignments
 from students.spec import METHODS, STUDENTS
 
-TEACHER = "teacher"
+TEACHER, ENCODER = "teacher", "encoder"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,16 +21,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m students", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every student by name, and what can be trained")
-    train = commands.add_parser("train", help="train a teacher, or distil a student")
-    train.add_argument("method", help=", ".join([TEACHER, *METHODS]))
+    train = commands.add_parser("train", help="train a teacher or an encoder, or distil a student")
+    train.add_argument("method", help=", ".join([TEACHER, ENCODER, *METHODS]))
     train.add_argument("--task", required=True, help=", ".join(TEACHERS))
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", default="cpu")
     train.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS",
                        help="stop then with a checkpoint, from which the same command goes on")  # fmt: skip
     train.add_argument("--state", type=Path, help="folder of checkpoints (default: run/train/METHOD-TASK)")
-    train.add_argument("--out", type=Path, help="the weights file of a teacher, or the folder for a method's, to write "
-                       "(default: the weights that ship)")  # fmt: skip
+    train.add_argument("--out", type=Path, help="the weights file of a teacher or encoder, or the folder for a "
+                       "method's, to write (default: the weights that ship)")  # fmt: skip
     train.add_argument("--teacher", help="distil another than the task's: weights of its recipe, file:PATH ...")
     train.add_argument("--pairs", type=Path, help="folder of noise-image pairs (default: named by what makes them)")
     train.add_argument("--budget", type=float, help="network evaluations, relative to the teacher's own training")
@@ -82,14 +82,15 @@ def _list(arguments) -> int:
     print("where a family of checkpoints has that name:")
     trainable = ", ".join(name for name, entry in TEACHERS.items() if entry.recipe)
     print(f"  {TEACHER:<22}the task's teacher, by denoising score matching; tasks: {trainable}")
+    print(f"  {ENCODER:<22}the task's encoder, in whose feature space adversarial students may be trained")
     for name, entry in METHODS.items():
         print(f"  {name:<22}{entry.summary}")
     return 0
 
 
 def _train(arguments) -> int:
-    if arguments.method != TEACHER and arguments.method not in METHODS:
-        raise unknown("method", arguments.method, [TEACHER, *METHODS])
+    if arguments.method not in (TEACHER, ENCODER, *METHODS):
+        raise unknown("method", arguments.method, [TEACHER, ENCODER, *METHODS])
     if arguments.task not in TEACHERS:
         raise unknown("task", arguments.task, TEACHERS)
     if not 0 <= arguments.seed < 2**63:

@@ -124,6 +124,7 @@ STUDENTS = {
     ),
 }
 _TRAJECTORY = "students.distillation.trajectory"
+_ADVERSARIAL = "students.distillation.adversarial"
 _MATCHING = "students.distillation.matching"
 
 # Distillation methods (students/distillation); a trained one is a student.
@@ -156,9 +157,22 @@ METHODS = {
         ("imm", f"{_TRAJECTORY}.imm:InductiveMomentMatching", "kernel distance of two maps, from scratch [2503.07565]"),
         ("dsno", f"{_TRAJECTORY}.dsno:TrajectoryOperator", "the whole trajectory in one call [2211.13449]"),
         ("genie", f"{_TRAJECTORY}.genie:Genie", "DDIM's second-order term in a small head [2210.05475]"),
+        ("ddgan", f"{_ADVERSARIAL}.ddgan:DenoisingGAN", "a conditional GAN for each large step [2112.07804]"),
+        (
+            "adversarial_score",
+            f"{_ADVERSARIAL}.adversarial_score:AdversarialScore",
+            "denoising that also fools a discriminator [2009.05475]",
+        ),
+        ("ufogen", f"{_ADVERSARIAL}.ufogen:UFOGen", "a GAN on noised samples, judged by the teacher [2311.09257]"),
+        (
+            "add",
+            f"{_ADVERSARIAL}.add:AdversarialDiffusion",
+            "score distillation, and a GAN on an encoder's features [2311.17042]",
+        ),
         ("vsd", f"{_MATCHING}.vsd:VariationalScore", "ProlificDreamer's gradient, a generator [2305.16213]"),
         ("diff_instruct", f"{_MATCHING}.diff_instruct:DiffInstruct", "integral KL over all levels [2305.18455]"),
         ("dmd", f"{_MATCHING}.dmd:DistributionMatching", "score difference and regression [2311.18828]"),
+        ("dmd2", f"{_MATCHING}.dmd2:ImprovedDistributionMatching", "two time-scales, a GAN, few steps [2405.14867]"),
         ("sid", f"{_MATCHING}.sid:ScoreIdentity", "score identities; sid:NAME are checkpoints [2404.04057]"),
         ("disback", f"{_MATCHING}.disback:DistributionBacktracking", "back along a degradation path [2408.15991]"),
     )

@@ -28,6 +28,8 @@ from students.training.batches import DATA, NOISE, Batch
 from students.training.ema import EMA
 from students.training.players import Player
 
+FIRST = 5.0  # in units of sigma_data, the level of the noise that generators make images of
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -154,6 +156,18 @@ class Distillation:
     def sigmas(self, n: int) -> Tensor:
         """(n + 1,) noise levels of the teacher's own grid, decreasing, float64."""
         return self.source.schedule.u(make_grid(self.source.grid, self.source.schedule, n))
+
+    @property
+    def noisiest(self) -> float:
+        """FIRST sigma_data, SiD's 2.5 at sigma_data = 0.5, where the generators of part C start.
+
+        There the teacher's estimates already differ with the noise, while at its noisiest level they are all one mean.
+        """
+        return FIRST * self.start.sigma_data
+
+    def visits(self, n: int) -> Tensor:
+        """(n + 1,) levels from `noisiest` to the data end on EDM's polynomial grid, decreasing, float64."""
+        return polynomial(self.teacher.schedule, n, self.noisiest, self.teacher.schedule.t_min)
 
     def karras(self, n: int) -> Tensor:
         """(n,) noise levels of EDM's polynomial grid, decreasing, float64."""

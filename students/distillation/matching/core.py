@@ -9,16 +9,15 @@ is the gradient, with respect to x, of the KL divergence between the generator's
 sigma. Methods differ in levels, in the weight of that gradient, and in what they add to it.
 """
 
-import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from students.diffusion.denoiser import expand
 from students.diffusion.schedules import VE
-from students.distillation.functions import log_normal, normal
+from students.distillation.functions import matching_levels, normal
 from students.distillation.method import Distillation, trainable
 from students.samplers import Sampler
 from students.training.batches import NOISE, Batch
@@ -58,10 +57,8 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 class ScoreDistillation(Distillation):
-    """A one-step generator G(z) = D(sigma_1 z, sigma_1), and a fake score; both start from the teacher.
-
-    sigma_1 is 5 sigma_data, SiD's 2.5 at sigma_data = 0.5: there the teacher's estimates already differ with z, while
-    at its noisiest level they are all one mean.
+    """A one-step generator G(z) = D(sigma_1 z, sigma_1), sigma_1 = `noisiest`, and a fake score; both start as the
+    teacher.
 
     The fake score, a player of its own, learns to denoise the generator's images,
 
@@ -69,12 +66,13 @@ class ScoreDistillation(Distillation):
 
     with EDM's weight. The generator's update follows w(sigma) (s_fake - s_real).
 
-    weight: of the score difference, a name of WEIGHTS. first: sigma_1 in units of sigma_data.
+    weight: of the score difference, a name of WEIGHTS.
     fake_lr, vector_fake_lr: of the fake score, for images and for tasks of vectors. It has to follow a generator that
         moves, so it is larger than the generator's, and has no momentum: with equal rates, which the authors of SiD,
         Diff-Instruct and DMD2 have, the two circle about each other here.
     """
 
+    fake: Any
     needs = {NOISE}
     evaluations = 3
     opponent_evaluations = 2
@@ -83,7 +81,6 @@ class ScoreDistillation(Distillation):
     weight: str = "sigma^2"
     settings = {"lr": 3e-4, "batch_size": 64}
     vector_settings = {"lr": 2e-3, "batch_size": 256}
-    first: ClassVar[float] = 5.0
     fake_lr: ClassVar[float] = 1e-3
     vector_fake_lr: ClassVar[float] = 4e-3
 
@@ -95,26 +92,16 @@ class ScoreDistillation(Distillation):
         lr = self.vector_fake_lr if len(self.start.shape) == 1 else self.fake_lr
         return {"fake": Player(self.fake, self.fake_loss, lr=lr, betas=(0.0, 0.99), warmup=100)}
 
-    @property
-    def noisiest(self) -> float:
-        """sigma_1."""
-        return self.first * self.start.sigma_data
-
     def generate(self, noise: Tensor, condition: Tensor | None) -> Tensor:
         """Images (N, ...) of noise (N, ...)."""
         level = torch.tensor(self.noisiest, dtype=torch.float64)
         return self.model(noise * level.to(noise), level, condition)
 
     def levels(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,) noise levels at which the two scores are compared, and the fake one is trained.
+        """(n,) noise levels at which the two scores are compared, and the fake one is trained."""
+        return matching_levels(n, self.start.sigma_data, self.teacher.schedule, generator)
 
-        Half of them lie below a quarter of sigma_data. Higher ones say where the modes are, which the generator knows
-        in a few hundred updates; lower ones how sharp they are. Even levels of EDM's grid, as in DMD and SiD, half of
-        them above 5 sigma_data, are worse here: 0.30 against 0.19 of SiD on the digits after 1,280 updates.
-        """
-        return log_normal(n, math.log(0.25 * self.start.sigma_data), 1.4, self.teacher.schedule, generator)
-
-    def fake_loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
+    def fake_loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor | dict[str, Tensor]:
         with torch.no_grad():
             x = self.generate(batch.noise, batch.condition)
         sigma = self.levels(len(x), generator)
@@ -141,4 +128,4 @@ class ScoreDistillation(Distillation):
         return self.matching(self.generate(batch.noise, batch.condition), batch.condition, generator)
 
     def sampler(self, model):
-        return Sampler("levels", {"levels": {"1": [self.noisiest, model.schedule.t_min]}})
+        return Sampler("levels", {"levels": {"1": self.visits(1).tolist()}})

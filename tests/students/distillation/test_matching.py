@@ -20,13 +20,14 @@ from students.distillation.matching.sid import identity_loss
 from students.errors import FewstepError, Stopped
 from students.models.load import load_start
 from students.nfe import count_nfe
+from students.samplers.consistency import consistency
 from students.samplers.load import load_trained
 from students.training import quality
 from students.training.batches import Batch, Data, PairRows
 from students.training.distill import method_class, train_method
 from students.training.settings import updates_of_stages
 
-NAMES = ["vsd", "diff_instruct", "dmd", "sid", "disback"]
+NAMES = ["vsd", "diff_instruct", "dmd", "dmd2", "sid", "disback"]
 SEEDS = range(10**6, 10**6 + 2000)  # which no training draws
 
 
@@ -156,7 +157,7 @@ def test_a_generator_whose_scores_agree_stands_still(name):
 
 
 @pytest.mark.parametrize("task", ["gaussians", "digits"])
-@pytest.mark.parametrize("name", ["vsd", "diff_instruct", "dmd", "sid"])
+@pytest.mark.parametrize("name", ["vsd", "diff_instruct", "dmd", "dmd2", "sid"])
 def test_each_player_learns_from_its_own_loss_alone(name, task):
     method = begun(name, task)
     (fake,) = method.opponents().values()
@@ -238,15 +239,47 @@ def test_disback_walks_back_along_the_path_it_came():
     assert not any(p.requires_grad for p in path.parameters())
 
 
-@pytest.mark.parametrize("name", ["dmd", "disback"])
+def test_dmd2_trains_on_what_sampling_comes_to():
+    """Its inputs are those of the sampler: with one network and the same draws, the same images."""
+    method = begun("dmd2")
+    method.begin("4", {}, 100)
+    noise = torch.randn(64, 2)
+    assert method.sampler(method.model).options["levels"] == {"4": method.path.tolist()}
+    levels = {float(method.simulate(noise, None, torch.Generator().manual_seed(i))[1]) for i in range(40)}
+    assert levels == set(method.path[:-1].tolist())
+    for seed in range(8):
+        x, s = method.simulate(noise, None, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        torch.randint(4, (1,), generator=generator)
+        x_s = noise * method.path[0].float()
+        before = method.path[: method.path.tolist().index(s)]
+        with torch.no_grad():
+            for level, following in zip(before, method.path[1:], strict=False):
+                again = consistency(method.model, x_s, torch.stack([level, method.path[-1]]))
+                x_s = again + (following**2 - method.path[-1] ** 2).sqrt().float() * torch.randn(
+                    noise.shape, generator=generator
+                )
+        torch.testing.assert_close(x, x_s)
+
+
+def test_dmd2_without_a_gan_needs_no_data():
+    whole, plain = begun("dmd2"), begun("dmd2", gan=0.0)
+    assert "data" in whole.needs and "data" not in plain.needs
+    assert plain.evaluations == whole.evaluations - 1
+    assert plain.opponent_evaluations == whole.opponent_evaluations - 1
+    with pytest.raises(FewstepError, match="classify says nothing without gan"):
+        begun("dmd2", gan=0.0, classify=1.0)
+
+
+@pytest.mark.parametrize("name", ["dmd", "dmd2", "disback"])
 def test_a_run_that_was_stopped_ends_with_the_weights_of_an_uninterrupted_one(name, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "SAMPLES", 20)
     settings = {"settings": {"steps": 20, "batch_size": 8} | ({"pairs": 40} if name == "dmd" else {})}
-    (whole,) = train_method(name, "gaussians", out=tmp_path / "a", state=tmp_path / "a-state", **settings)
+    whole = train_method(name, "gaussians", out=tmp_path / "a", state=tmp_path / "a-state", **settings)
     with pytest.raises(Stopped):
         train_method(name, "gaussians", out=tmp_path / "b", state=tmp_path / "b-state", time_limit=0.0, **settings)
-    (resumed,) = train_method(name, "gaussians", out=tmp_path / "b", state=tmp_path / "b-state", **settings)
-    assert whole.read_bytes() == resumed.read_bytes()
+    resumed = train_method(name, "gaussians", out=tmp_path / "b", state=tmp_path / "b-state", **settings)
+    assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in resumed]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -255,7 +288,8 @@ def test_it_trains_on_classes(name, tmp_path, monkeypatch):
     settings = {"steps": 3, "batch_size": 4} | ({"pairs": 8} if name == "dmd" else {})
     train_method(name, "digits", out=tmp_path / "out", state=tmp_path / "state", settings=settings)
     student = load_trained(name, "digits", tmp_path / "out")
-    assert student.supported_steps == (1,) and student.sample(1, seeds=range(2)).isfinite().all()
+    assert student.supported_steps == ((1, 2, 4) if name == "dmd2" else (1,))
+    assert all(student.sample(n, seeds=range(2)).isfinite().all() for n in student.supported_steps)
     if name == "disback":  # one update of degradation, three of backtracking
         assert student.training["evaluations"] == 4 * (2 + 3 * 5)
 

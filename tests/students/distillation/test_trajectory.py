@@ -254,3 +254,22 @@ def test_sct_is_scm_with_data_for_the_teacher_s_images():
     theirs.teacher = lambda noisy, sigma, condition: batch.data.x0
     losses = [method.loss(batch, 30, torch.Generator().manual_seed(0)) for method in (ours, theirs)]
     assert torch.equal(*losses)
+
+
+def test_ctm_has_a_discriminator_where_it_is_asked_for_and_half_of_the_training_alone():
+    kind = method_class("ctm")
+    plain, judged = (kind(*load_start("digits"), kind.Options(adversarial=value)) for value in (False, True))
+    assert plain.evaluations < judged.evaluations < plain.evaluations + 1 and judged.opponent_evaluations > 3
+    for method in (plain, judged):
+        method.begin("", {}, 100)
+    assert not plain.opponents()
+    (player,) = judged.opponents().values()
+    batch = batch_of(judged, 8)
+    terms = [judged.loss(batch, step, torch.Generator().manual_seed(0)) for step in (49, 50)]
+    assert [set(found) for found in terms] == [{"soft", "denoising"}, {"soft", "denoising", "adversarial"}]
+    last = judged.model.network.last_layer.weight
+    norms = [torch.autograd.grad(terms[1][name], last, retain_graph=True)[0].norm() for name in ("soft", "adversarial")]
+    assert norms[1] <= 1.001 * norms[0]
+    sum(player.loss(batch, 0, torch.Generator().manual_seed(0)).values()).backward()
+    assert all(p.grad is None for p in judged.model.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in player.module.parameters())
