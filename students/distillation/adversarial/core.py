@@ -100,7 +100,7 @@ class Adversarial(Distillation):
 
     game: Game = NON_SATURATING
     r1: ClassVar[float] = 1.0
-    vector_r1: ClassVar[float] = 100.0
+    vector_r1: ClassVar[float] = 20.0
     evaluations = 2
     budget = 1.0
     vector_budget = 3.0
