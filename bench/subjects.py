@@ -17,6 +17,7 @@ from students.samplers.record import trained_identity
 from students.spec import OBJECT, SCHEDULER, TRAINED, Spec, parse
 
 STUDENT = "students.student"
+CONVENTION_CODE = {"convention": "student", "afs": "afs"}  # the modules of students/conventions behind options
 
 
 @functools.cache
@@ -27,11 +28,14 @@ def student_identity(name: str, task: Task) -> dict:
         identity, modules = trained_identity(spec, task.teacher)
         return identity | {"method": spec.head, "code": [*map(code_hash, modules), code_hash(STUDENT)]}
     module = spec.target.partition(":")[0]
+    rules = [name for key, name in CONVENTION_CODE.items() if key in spec.options]
     identity = {
         "target": spec.target,
         "options": {"grid": default_grid(spec) or task.grid} | spec.options | _own_file(spec),
-        "code": [code_hash(module), code_hash(STUDENT)],
+        "code": [code_hash(module), code_hash(STUDENT), *(code_hash(f"students.conventions.{name}") for name in rules)],
     }
+    if "convention" in spec.options:
+        del identity["options"]["grid"]
     if spec.model:
         identity |= model_identity(spec.model) | {"reader": code_hash("students.models.public")}
     if _is_third_party(spec):

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from students.conventions import CONVENTIONS
 from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError, Stopped, unknown
 from students.models.cards import listing
@@ -75,6 +76,9 @@ def _list(arguments) -> int:
     for name, entry in STUDENTS.items():
         print(f"  {name:<22}{entry.summary}; grid {entry.grid.name}")  # type: ignore[union-attr]
     print(f"  {'diffusers:<Class>':<22}any scheduler of diffusers, by class name")
+    print("published conventions, for solvers, STUDENT:convention=NAME (docs/guides/grids.md):")
+    for name, rules in CONVENTIONS.items():
+        print(f"  {name:<28}{rules.summary}; {rules.source}")
     print("public checkpoints, FAMILY:NAME, and of a teacher also FAMILY:NAME:STUDENT; one's own, file:PATH:STUDENT:")
     for spec, summary in listing():
         print(f"  {spec:<36}{summary}")

@@ -6,6 +6,7 @@ A student is written as a *spec*:
     progressive                             a name of METHODS: the task's student that was distilled so
     progressive:weights=FOLDER              one's own, trained by `python -m students train progressive`
     dpm_solver_pp:order=3,grid=uniform      with options
+    heun:convention=edm                     under a published convention (students/conventions)
     diffusers:HeunDiscreteScheduler         a scheduler of diffusers
     package.module:attribute                one's own: a Student, a factory, or a solver function
     edm:uncond-vp                           a public checkpoint (students/models/cards), with its own solver

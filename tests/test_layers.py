@@ -24,6 +24,7 @@ LAYERS = [
     ["student"],
     ["solvers"],
     ["samplers"],
+    ["conventions"],
     ["loading", "__init__"],
     ["optimised_grids"],
     ["training"],
@@ -32,11 +33,23 @@ LAYERS = [
     ["__main__"],
 ]
 RANKS = {f"students.{name}": rank for rank, names in enumerate(LAYERS) for name in names}
-SAMPLING = ["samplers", "solvers", "networks", "diffusion", "models", "student", "nfe", "spec", "loading"]
+SAMPLING = [
+    "samplers",
+    "solvers",
+    "networks",
+    "diffusion",
+    "models",
+    "student",
+    "nfe",
+    "spec",
+    "conventions",
+    "loading",
+]
 WITHOUT_TORCH = [
     "students", "students.spec", "students.options", "students.models.teachers", "students.models.weights",
     "students.models.cards", "students.models.found_grids", "students.samplers", "students.samplers.record",
     "students.networks", "students.distillation", "students.__main__", "bench.plan", "bench.tasks", "bench.cli",
+    "students.conventions",
 ]  # fmt: skip
 HOOKS = {"register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"}
 COUNTERS = ["students/nfe.py", "students/training/history.py", "bench/measure/latency.py"]  # of calls, by hooks

@@ -19,6 +19,7 @@ from bench.report.tables import (
     without_references,
 )
 from bench.report.uncertainty import difference
+from students.conventions import CONVENTIONS
 from students.models.found_grids import BEST
 
 
@@ -90,7 +91,12 @@ def footnotes(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> list[
             f"from {beyond} steps on the best solver is level with the teacher's own images in {metric}: what solvers "
             "leave to be desired shows in the distance to the teacher's image of the same noise (off teacher)"
         )
-    return notes + _setbacks(cells, table, metric, better) + _floor_note(table, metric)
+    return [
+        *notes,
+        *_setbacks(cells, table, metric, better),
+        *convention_notes(cells),
+        *_floor_note(table, metric),
+    ]
 
 
 def _setbacks(cells: pd.DataFrame, table: pd.DataFrame, metric: str, better: dict[str, str]) -> list[str]:
@@ -131,6 +137,16 @@ def grid_notes(cells: pd.DataFrame) -> list[str]:
         taken = (f"{grid} at {', '.join(map(str, part['steps']))}" for grid, part in rows.groupby("grid", sort=False))
         notes.append(f"{student}: {'; '.join(taken)}")
     return notes
+
+
+def convention_notes(cells: pd.DataFrame) -> list[str]:
+    """The published conventions that students take their steps by, and where these are to be read."""
+    named = cells["student"].str.extract(r"[:,]convention=(\w+)", expand=False)
+    return [
+        f"convention={name}: {rules.summary} ({rules.source})"
+        for name, rules in CONVENTIONS.items()
+        if (named == name).any()
+    ]
 
 
 def to_text(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> str:

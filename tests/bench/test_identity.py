@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.identity import code_hash, digest
+from bench.identity import _collect, code_hash, digest
 from bench.plan import REAL, TEACHER, plan
 from bench.tasks import load_task
 from students.errors import FewstepError
 from students.models.found_grids import grid_path, read_record, write_record
+from students.spec import STUDENTS
 
 TASK = load_task("digits")
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,36 @@ def test_what_can_change_a_number_changes_the_id(changed):
 )
 def test_what_cannot_change_a_number_does_not(changed):
     assert changed() == ids()
+
+
+def test_a_convention_is_of_the_id_and_nothing_of_the_ids_without():
+    """A grid is not of an id with a convention: the teacher's or the task's does not count there."""
+    names = [
+        "heun",
+        "heun:afs=true",
+        "heun:convention=edm",
+        "heun:convention=edm,rho=5",
+        "heun:convention=edm,afs=true",
+    ]
+    cells = {name: plan(TASK, [(name, 4, 1.0)])[-1] for name in names}
+    assert len({cell.id for cell in cells.values()}) == len(names)
+    parts = {name: cell.identity["student"] for name, cell in cells.items()}
+    assert parts["heun"]["options"] == {"grid": "polynomial"}
+    assert parts["heun:convention=edm"]["options"] == {"convention": "edm"}
+    code = [code_hash("students.solvers.euler"), code_hash("students.student")]
+    own = {key: code_hash(f"students.conventions.{key}") for key in ("student", "afs")}
+    assert parts["heun"]["code"] == code
+    assert parts["heun:convention=edm"]["code"] == [*code, own["student"]]
+    assert parts["heun:afs=true"]["code"] == [*code, own["afs"]]
+    assert parts["heun:convention=edm,afs=true"]["code"] == [*code, own["student"], own["afs"]]
+
+
+def test_what_every_cell_of_a_solver_hashes_knows_no_convention():
+    """So that conventions can change without making the cells of other solvers anew."""
+    seen: dict[str, str] = {}
+    for module in ("students.student", *(entry.target.partition(":")[0] for entry in STUDENTS.values())):
+        _collect(module, seen)
+    assert "students.student" in seen and not [name for name in seen if name.startswith("students.conventions")]
 
 
 def test_more_seed_blocks_keep_the_first_ones():

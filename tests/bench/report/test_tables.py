@@ -8,8 +8,9 @@ import pytest
 
 from bench.report.latencies import latency_table, latency_text
 from bench.report.leaderboard import leaderboard
-from bench.report.quality import footnotes, grid_notes, quality_table, saturated, to_text
+from bench.report.quality import convention_notes, footnotes, grid_notes, quality_table, saturated, to_text
 from bench.report.tables import aggregate, describe, plus_minus, protocols, ranked, write_results
+from students.conventions import CONVENTIONS
 from students.errors import FewstepError
 
 SOLVERS = [
@@ -256,6 +257,19 @@ def test_latencies_stand_side_by_side_and_never_mix_devices(tmp_path):
     text = latency_text(pd.concat([cells, elsewhere]))
     assert text.count("milliseconds an image") == 2 and "in a batch of 256" in text
     assert latency_text(cells.drop(columns=["latency_ms", "throughput_ms"])) == ""
+
+
+def test_the_convention_of_a_student_is_said():
+    names = ("heun", "heun:convention=edm", "ddim:eta=1,convention=trailing", "own:solver,convention=unheard")
+    cells = tiny(*[(name, 4, 0, 1.0) for name in names])
+    edm, trailing = CONVENTIONS["edm"], CONVENTIONS["trailing"]
+    notes = [
+        f"convention=edm: {edm.summary} ({edm.source})",
+        f"convention=trailing: {trailing.summary} ({trailing.source})",
+    ]
+    assert convention_notes(cells) == notes
+    assert set(notes) <= set(footnotes(cells, "fd", {"fd": "lower"}))
+    assert convention_notes(cells[cells["student"] == "heun"]) == []
 
 
 def test_the_grids_that_were_best_are_said():
