@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|tune|search|repeat|study|list|plot|leaderboard|doctor`.
+"""The command line: `python -m bench run|score|tune|search|repeat|study|list|plot|...`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from bench import cli_score
 from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError
 
@@ -96,8 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("task", help="a task by name")
     study.add_argument("--device", default="cpu")
 
-    listing = command("list", _list, "tasks, students, metrics and studies by name")
-    listing.add_argument("what", nargs="?", choices=("tasks", "students", "metrics", "studies"), help="default: all")
+    brought = cli_score.add_commands(command)
+
+    listing = command("list", _list, "tasks, students, metrics, studies, protocols and references by name")
+    sections = ("tasks", "students", "metrics", "studies", "protocols", "references")
+    listing.add_argument("what", nargs="?", choices=sections, help="default: all")
 
     plot = command("plot", _plot, "redraw reports/<task> from the store")
     board = command("leaderboard", _leaderboard, "rewrite leaderboards/<task>.md from the store")
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
             help="parent of run/, reports/, leaderboards/ (default: .)",
         )
     doctor = command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
-    for sub in (run, tune, search, again, study, doctor):
+    for sub in (run, tune, search, again, study, doctor, *brought):
         add_data_root(sub)
     return parser
 

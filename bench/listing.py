@@ -1,13 +1,15 @@
-"""Tasks, students, metrics and studies by name, with a line on each."""
+"""Tasks, students, metrics, studies, protocols and references by name, with a line on each."""
 
 from bench.measure import METRICS
+from bench.measure.references import cards
+from bench.protocols import load_protocol, protocol_names
 from bench.studies import STUDIES
 from bench.tasks import FOLDER, load_task, task_names
 from students.spec import METHODS, STUDENTS
 
 
 def lines(what: str | None = None) -> list[str]:
-    """The lines to print of "tasks", "students", "metrics" or "studies"; of all if `what` is None."""
+    """The lines to print of one section, such as "tasks"; of all if `what` is None."""
     sections = {
         "tasks": (f"tasks ({FOLDER})", {name: load_task(name).summary for name in task_names()}),
         "students": (
@@ -26,6 +28,14 @@ def lines(what: str | None = None) -> list[str]:
         "studies": (
             "studies (python -m bench study NAME TASK)",
             {name: plan.summary for name, plan in STUDIES.items()},
+        ),
+        "protocols": (
+            "protocols (python -m bench score PATH --protocol NAME)",
+            {name: load_protocol(name).summary for name in protocol_names()},
+        ),
+        "references": (
+            "references (python -m bench score PATH --reference NAME)",
+            {name: f"{card.data}, of {' and '.join(card.extractors)}; {card.url}" for name, card in cards().items()},
         ),
     }
     found = []

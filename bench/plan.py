@@ -97,10 +97,17 @@ def resolve_extractor(task: Task, asked: str | None = None) -> Task:
         raise FewstepError(f"task {task.name!r} compares vectors as they are: leave --extractor out")
     if asked is not None:
         return replace(task, extractor=asked)
-    if task.extractor_otherwise and (problem := extractor_problem(task.extractor)):  # type: ignore[arg-type]
-        print(f"note: measuring with {task.extractor_otherwise}, because {problem}", file=sys.stderr)
-        return replace(task, extractor=task.extractor_otherwise)
+    if task.extractor_otherwise:
+        return replace(task, extractor=available(task.extractor, task.extractor_otherwise))  # type: ignore[arg-type]
     return task
+
+
+def available(extractor: str, otherwise: str) -> str:
+    """The extractor, or the other one where the weights of the first are missing, which standard error says then."""
+    if problem := extractor_problem(extractor):
+        print(f"note: measuring with {otherwise}, because {problem}", file=sys.stderr)
+        return otherwise
+    return extractor
 
 
 def check_metrics(task: Task, metrics: Sequence[str]) -> None:

@@ -19,7 +19,10 @@ from students.errors import FewstepError
 from students.files import make_folder, write_atomically, write_folder
 
 OK, UNSUPPORTED, FAILED = "ok", "unsupported", "failed"
-SCHEMA = 3  # of cell.json; 2 has no `jackknife`; 1, which does not say so, no failures apart from `reason`
+STATED = "stated"  # the family of samples that somebody brought, whose steps and NFE nobody here has measured
+# Of cell.json; 3 has no cells of the family `stated`, 2 no `jackknife`; 1, which does not say so, no failures apart
+# from `reason`
+SCHEMA = 4
 IMAGES = "images"  # the folder of a cell's images, where they were asked for
 
 
@@ -129,6 +132,7 @@ def _json(cell: dict) -> bytes:
 
 # What makes two cells the same measurement: of these, `latest` keeps the one finished last.
 KEYS = ["task", "student", "steps", "guidance", "dtype", "seed_block", "samples", "rounding", "extractor", "version"]
+KEYS += ["protocol", "reference"]  # of samples that were brought
 
 
 def latest(cells: list[dict]) -> list[dict]:

@@ -126,7 +126,15 @@ METRICS = {
 }  # fmt: skip
 
 
-FID = {"inception": "", "inception768": "768"}  # the extractors whose Fréchet distance is called FID, with this suffix
+# The extractors whose Fréchet distance is called FID, with this suffix; in spatial features it is called sFID
+FID = {
+    "inception": "",
+    "inception768": "768",
+    "inception_clean": "_clean",
+    "inception768_clean": "768_clean",
+    "inception_spatial": "_spatial",
+}
+SFID = "fid_spatial", "sfid"
 
 
 def metric_columns(name: str, extractor: str | None) -> tuple[str, ...]:
@@ -134,7 +142,7 @@ def metric_columns(name: str, extractor: str | None) -> tuple[str, ...]:
     if extractor not in FID:
         return tuple(column.format(extractor=extractor) for column in METRICS[name].columns)
     columns = (column.replace("fd_{extractor}", "fid_{extractor}") for column in METRICS[name].columns)
-    return tuple(column.replace("_{extractor}", FID[extractor]) for column in columns)
+    return tuple(column.replace("_{extractor}", FID[extractor]).replace(*SFID) for column in columns)
 
 
 def extractor_columns(extractor: str | None) -> set[str]:

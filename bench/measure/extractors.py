@@ -68,30 +68,36 @@ class HubFile(DataFile):
 WEIGHTS = Path(__file__).parent.parent / "weights"
 CIFAR_RESNETS = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 
+INCEPTION = HubFile(
+    "weights-inception-2015-12-05-6726825d.pth",
+    "torch-fidelity's Inception-v3 of 2015-12-05, the network of FID",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "6726825d",
+)
+INCEPTION768 = DataFile(
+    "inception-2015-12-05-to-768.fp16.safetensors",
+    "the network of FID from its stem to Mixed_6e",
+    sha256="9ece067515b930bb024dcfa00b3ca05254dea60252ede7fb72af06dab9897dc5",
+)
+VARIANTS = "bench.measure.inception_variants"
+
 EXTRACTORS = {
     "digits_cnn": ExtractorEntry("bench.measure.digits_cnn:DigitsExtractor", WEIGHTS / "digits_cnn.safetensors"),
     "inception": ExtractorEntry(
         "torch_fidelity.feature_extractor_inceptionv3:FeatureExtractorInceptionV3",
-        HubFile(
-            "weights-inception-2015-12-05-6726825d.pth",
-            "torch-fidelity's Inception-v3 of 2015-12-05, the network of FID",
-            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-            "weights-inception-2015-12-05-6726825d.pth",
-            "6726825d",
-        ),
+        INCEPTION,
         batch_size=50,
         cpu_batch_size=10,
     ),
     "inception768": ExtractorEntry(
         "bench.measure.inception:Inception768",
-        DataFile(
-            "inception-2015-12-05-to-768.fp16.safetensors",
-            "the network of FID from its stem to Mixed_6e",
-            sha256="9ece067515b930bb024dcfa00b3ca05254dea60252ede7fb72af06dab9897dc5",
-        ),
+        INCEPTION768,
         batch_size=50,
         cpu_batch_size=10,
     ),
+    "inception_clean": ExtractorEntry(f"{VARIANTS}:CleanInception", INCEPTION, 50, 10),
+    "inception768_clean": ExtractorEntry(f"{VARIANTS}:CleanInception768", INCEPTION768, 50, 10),
+    "inception_spatial": ExtractorEntry(f"{VARIANTS}:SpatialInception", INCEPTION768, 50, 10),
     "cifar_resnet56": ExtractorEntry(
         "bench.measure.cifar_resnet:CifarResNetExtractor",
         DataFile(

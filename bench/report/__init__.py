@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.measure import METRICS, metric_columns
 from bench.plan import REAL
 from bench.report.files import safe_name
-from bench.store import Store, frame, latest
+from bench.store import STATED, Store, frame, latest
 from bench.tasks import Task
 from students.errors import FewstepError
 
@@ -32,11 +32,40 @@ def print_table(records: list[dict], task: Task, store: Store) -> None:
 
 
 def write(task: Task, store: Store, out: Path, folder: str) -> list[Path]:
-    """Write `out/reports/<folder>`; returns the paths."""
+    """Write `out/reports/<folder>`, and what there is of samples that were brought; returns the paths."""
     from bench.report.report import write_report
 
+    brought = write_stated(task, store, out)
+    if brought and not _has_students(store):
+        return brought
     cells, metric = _cells(store.cells(), task, store)
-    return write_report(cells, folder, metric, directions(task), out)
+    return brought + write_report(cells, folder, metric, directions(task), out)
+
+
+def stated_text(task: Task, store: Store) -> str:
+    """The table of samples that were brought, ready to print."""
+    from bench.report import stated
+
+    return stated.to_text(stated.stated_frame(_brought(task, store)), task.name)
+
+
+def write_stated(task: Task, store: Store, out: Path) -> list[Path]:
+    """Write the table and the picture of samples that were brought, if there are any, into `out/reports/<task>`."""
+    if not (records := _brought(task, store)):
+        return []
+    from bench.report import stated
+
+    better = {name: way for record in records for name, way in _directions(task, record["extractor"]).items()}
+    return stated.write_stated(stated.stated_frame(records), task.name, Path(out) / "reports" / task.name, better)
+
+
+def _brought(task: Task, store: Store) -> list[dict]:
+    """Of the task's version, the latest record of each."""
+    return [each for each in latest(store.cells()) if each.get("family") == STATED and each["version"] == task.version]
+
+
+def _has_students(store: Store) -> bool:
+    return any(record["student"] != REAL and record.get("family") != STATED for record in store.cells())
 
 
 def write_leaderboard(task: Task, store: Store, out: Path) -> list[Path]:
@@ -45,8 +74,12 @@ def write_leaderboard(task: Task, store: Store, out: Path) -> list[Path]:
 
     Returns the paths of what was written.
     """
-    from bench.report import leaderboard, readme
+    from bench.report import leaderboard, readme, stated
 
+    records = _brought(task, store)
+    below = stated.to_markdown(stated.stated_frame(records)) if records else []
+    if records and not _has_students(store):
+        return [stated.write_board(below, task.name, out)]
     parts = []
     for variant in variants(task, store):
         reference = "exact moments and samples" if variant.extractor is None else "training half"
@@ -59,7 +92,8 @@ def write_leaderboard(task: Task, store: Store, out: Path) -> list[Path]:
         cells, metric = _cells(store.cells(), variant, store)
         parts.append((cells, metric, directions(variant), about))
     cells, metric, better, _ = parts[0]
-    return [leaderboard.write_leaderboard(parts, out), *readme.update_all(Path(out), cells, task.name, metric, better)]
+    board = leaderboard.write_leaderboard(parts, out, below)
+    return [board, *readme.update_all(Path(out), cells, task.name, metric, better)]
 
 
 def variants(task: Task, store: Store) -> list[Task]:
@@ -71,6 +105,7 @@ def variants(task: Task, store: Store) -> list[Task]:
         (record["extractor"], record["samples"])
         for record in store.cells()
         if record["student"] != REAL and record["version"] == task.version and "extractor" in record
+        if record.get("family") != STATED
     }
     if (task.extractor, task.samples) in found or not found:
         return [task]
@@ -87,12 +122,16 @@ def variant_folder(task: Task, default: Task) -> str:
 
 def directions(task: Task) -> dict[str, str]:
     """For every quality column of the task's kind: is "lower" or "higher" better?"""
+    return _directions(task, task.extractor)
+
+
+def _directions(task: Task, extractor: str | None) -> dict[str, str]:
     flipped = {"lower": "higher", "higher": "lower"}
     return {
         column: flipped[metric.better] if template in metric.opposite else metric.better
         for name, metric in METRICS.items()
         if metric.kind == task.kind
-        for template, column in zip(metric.columns, metric_columns(name, task.extractor), strict=True)
+        for template, column in zip(metric.columns, metric_columns(name, extractor), strict=True)
     }
 
 
@@ -102,6 +141,7 @@ def _cells(records: list[dict], task: Task, store: Store):
         record
         for record in records
         if (record["version"], record.get("extractor")) == (task.version, task.extractor)
+        and record.get("family") != STATED
         and (record["student"] == REAL or record["samples"] == task.samples)
     ]
     if all(record["student"] == REAL for record in protocol):

@@ -1,6 +1,7 @@
 """leaderboards/<task>.md: who is best within a budget of network evaluations."""
 
 import math
+from collections.abc import Sequence
 from itertools import count, takewhile
 from pathlib import Path
 
@@ -65,24 +66,24 @@ def _key(row) -> tuple[str, int]:
 Part = tuple[pd.DataFrame, str, dict[str, str], dict[str, str]]
 
 
-def leaderboard(parts: list[Part]) -> str:
+def leaderboard(parts: list[Part], below: Sequence[str] = ()) -> str:
     """Markdown: for each protocol, and for each NFE budget 1, 2, 4, ... that changes something, a ranking.
 
     parts: (cells, metric, better, about) of cells with one extractor and sample count; about holds more lines of the
-    protocol, such as {"reference": ..., "extractor": ...}.
+    protocol, such as {"reference": ..., "extractor": ...}. below: lines at the end.
     """
     task = parts[0][0]["task"].iloc[0]
     lines = [f"# {task}", "", f"Written by `python -m bench leaderboard {task}` from the cells in `run/{task}`.", ""]
     for cells, metric, better, about in parts:
         for group in protocols(cells):
             lines += _section(group, metric, better, about)
-    return "\n".join(lines)
+    return "\n".join([*lines, *below])
 
 
-def write_leaderboard(parts: list[Part], out_dir: Path) -> Path:
+def write_leaderboard(parts: list[Part], out_dir: Path, below: Sequence[str] = ()) -> Path:
     """Write `out_dir/leaderboards/<task>.md`, whole or not at all. Raises FewstepError if it cannot be written."""
     path = Path(out_dir) / "leaderboards" / f"{parts[0][0]['task'].iloc[0]}.md"
-    return write_atomically(path, leaderboard(parts).encode())
+    return write_atomically(path, leaderboard(parts, below).encode())
 
 
 def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: dict[str, str]) -> list[str]:

@@ -5,13 +5,10 @@ Importing this module imports no torch.
 """
 
 import re
-import types
-import typing
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from bench.yaml_files import filled, read_mapping
 from students.errors import FewstepError, unknown
 
 FOLDER = Path(__file__).parent
@@ -78,38 +75,10 @@ def load_task(name: str) -> Task:
         if path.parent == FOLDER:
             raise unknown("task", name, task_names())
         raise FewstepError(f"no task file {name}: give the path of a YAML file, or one of {', '.join(task_names())}")
-    try:
-        text = path.read_text()
-        content, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except OSError as error:
-        raise FewstepError(f"cannot read the task file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FewstepError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise FewstepError(f"{path} must be a YAML mapping of task keys to values")
-    keys = [key.value for key, _ in tree.value]  # type: ignore[union-attr]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise FewstepError(f"{path}: key {twice[0]!r} is given twice: leave one out")
-    return _checked(content, path)
+    return _checked(filled(Task, read_mapping(path, "task"), path), path)
 
 
-def _checked(content: dict, path: Path) -> Task:
-    known = {field.name: field for field in fields(Task)}
-    for key in content:
-        if key not in known:
-            raise FewstepError(f"{path}: {unknown('key', str(key), known)}")
-    for key, field in known.items():
-        if key not in content and field.default is MISSING:
-            raise FewstepError(f"{path}: key {key!r} is missing ({_describe(field.type)})")
-    values = {}
-    for key, value in content.items():
-        expected = known[key].type
-        if typing.get_origin(expected) is tuple and isinstance(value, list):
-            value = tuple(value)
-        if not _matches(value, expected):
-            raise FewstepError(f"{path}: key {key!r} must be {_describe(expected)}, got {content[key]!r}")
-        values[key] = value
-    task = Task(**values)
+def _checked(task: Task, path: Path) -> Task:
     if task.rounding not in ROUNDINGS:
         raise FewstepError(f"{path}: {unknown('rounding', task.rounding, ROUNDINGS)}")
     for key in ("samples", "seed_blocks", "batch_size", "version", "threads"):
@@ -129,26 +98,3 @@ def _checked(content: dict, path: Path) -> Task:
     if task.kind == "image" and task.extractor is None:
         raise FewstepError(f"{path}: an image task needs an extractor (see python -m bench list metrics)")
     return task
-
-
-def _matches(value, expected) -> bool:
-    if typing.get_origin(expected) is tuple:
-        return isinstance(value, tuple) and all(_matches(item, typing.get_args(expected)[0]) for item in value)
-    if isinstance(expected, types.UnionType):
-        return any(_matches(value, option) for option in typing.get_args(expected))
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is type(None):
-        return value is None
-    return isinstance(value, expected) and not isinstance(value, bool)
-
-
-_WORDS = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
-
-
-def _describe(expected) -> str:
-    if typing.get_origin(expected) is tuple:
-        return f"a list, each {_WORDS[typing.get_args(expected)[0]]}"
-    if isinstance(expected, types.UnionType):
-        return " or ".join(_WORDS[option] for option in typing.get_args(expected))
-    return _WORDS[expected]

@@ -155,6 +155,34 @@ class _NumpyType:
     def __setstate__(self, state: tuple):
         self.order = state[1]
 
+    def plain(self) -> np.dtype:
+        """The type itself; raises ValueError for one that is no number."""
+        dtype = np.dtype(self.name).newbyteorder(self.order)
+        if dtype.kind not in "buif":
+            raise ValueError(f"an array of {dtype}")
+        return dtype
+
+
+class NumpyArray:
+    """Stands for numpy.ndarray, whose numbers are `values`."""
+
+    values: np.ndarray
+
+    def __setstate__(self, state: tuple):
+        _, shape, kind, fortran, content = state
+        self.values = _numbers(content, kind, shape, "F" if fortran else "C")
+
+
+def _numbers(content: bytes, kind: _NumpyType, shape: tuple, order: str = "C") -> np.ndarray:
+    return np.frombuffer(content, kind.plain()).reshape(shape, order=order)  # type: ignore[call-overload]
+
+
+def _numpy_buffer(content: bytes, kind: _NumpyType, shape: tuple, order: str) -> NumpyArray:
+    """An array as protocol 5 writes it."""
+    array = NumpyArray()
+    array.values = _numbers(content, kind, shape, order)
+    return array
+
 
 def _numpy_scalar(kind: _NumpyType, content: bytes):
     return np.frombuffer(content, kind.order + kind.name)[0].item()
@@ -185,6 +213,11 @@ ALLOWED = {
     "numpy.dtype": _NumpyType,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
+    "numpy.ndarray": NumpyArray,
+} | {
+    f"numpy.{core}.{name}": make
+    for core in ("core", "_core")
+    for name, make in {"multiarray._reconstruct": lambda *_: NumpyArray(), "numeric._frombuffer": _numpy_buffer}.items()
 }
 # Classes of modules that are pickled by name: torch's containers, and the networks of SFD.
 RECORDED = {"torch.nn.modules.container": ("ModuleDict", "ModuleList", "Sequential")} | {
