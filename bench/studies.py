@@ -40,6 +40,19 @@ STUDIES = {
             Variant("weight sigma^3/alpha", "dmd", {"weight": "sigma^3/alpha"}),
         ),
     ),
+    "dmd2-table3": Study(
+        "from DMD to DMD2, part by part [2405.14867]",
+        (
+            Variant("dmd", "dmd"),
+            Variant("no regression, one time-scale, no GAN", "dmd2", {"gan": 0.0}, {"every": 1}),
+            Variant("no regression, two time-scales, no GAN", "dmd2", {"gan": 0.0}),
+            Variant("dmd2: no regression, two time-scales, GAN", "dmd2"),
+        ),
+    ),
+    "sid-alpha": Study(
+        "the weight alpha of score identity distillation [2404.04057]",
+        (Variant("alpha 1.0", "sid", {"alpha": 1.0}), Variant("alpha 1.2", "sid", {"alpha": 1.2})),
+    ),
     "disback-convergence": Study(
         "quality against updates of the generator, with and without backtracking [2408.15991]",
         (

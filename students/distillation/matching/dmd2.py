@@ -34,8 +34,8 @@ class ImprovedDistributionMatching(ScoreDistillation):
 
     A stage for each n in 1, 2, 4, from the network of the one before and with a fake score that starts as the teacher.
     Both players have one rate, as in the authors' code: five updates of one keep it ahead.
-    gan, classify: weights, by default those of the authors' ImageNet run; gan=0 is no GAN. The paper's Table 3 compares
-    this, `gan=0`, and `gan=0` with `--set every=1`, besides DMD and a GAN alone.
+    gan, classify: weights, by default those of the authors' ImageNet run; gan=0 is no GAN. The paper's Table 3 takes
+    the parts away one after the other (`python -m bench study dmd2-table3`).
     """
 
     @dataclass(frozen=True)
