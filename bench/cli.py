@@ -9,7 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from bench import cli_score
+from bench import cli_score, cli_training
+from bench.cli_shared import say_written, whole
 from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError
 
@@ -53,50 +54,27 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "sweep students over step counts, measure, report")
     run.add_argument("task", help="a task by name, or the path of a task's YAML file")
     budget = run.add_mutually_exclusive_group()
-    budget.add_argument("--steps", nargs="+", type=_whole, metavar="N", help="step counts (default: the task's)")
+    budget.add_argument("--steps", nargs="+", type=whole, metavar="N", help="step counts (default: the task's)")
     budget.add_argument(
-        "--nfe", nargs="+", type=_whole, metavar="N", help="network evaluations: each student takes the steps they buy"
+        "--nfe", nargs="+", type=whole, metavar="N", help="network evaluations: each student takes the steps they buy"
     )
     run.add_argument("--students", nargs="+", metavar="SPEC", help="students (default: the task's)")
-    run.add_argument("--samples", type=_whole, metavar="N", help="samples per seed block (default: the task's)")
-    run.add_argument("--seed-blocks", type=_whole, metavar="K", help="seed blocks (default: the task's)")
+    run.add_argument("--samples", type=whole, metavar="N", help="samples per seed block (default: the task's)")
+    run.add_argument("--seed-blocks", type=whole, metavar="K", help="seed blocks (default: the task's)")
     run.add_argument(
-        "--first-block", type=_whole, default=0, metavar="K", help="block k is the seeds kN ... (k+1)N - 1 (default: 0)"
+        "--first-block", type=whole, default=0, metavar="K", help="block k is the seeds kN ... (k+1)N - 1 (default: 0)"
     )
     run.add_argument("--guidance", nargs="+", type=float, metavar="W", help="guidance scales; 1 is none")
     run.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics (default: the task's)")
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     run.add_argument("--dtype", default="float32", choices=DTYPES, help="of the teacher's network")
-    run.add_argument("--batch-size", type=_whole, metavar="N", help="of sampling (default: the task's)")
+    run.add_argument("--batch-size", type=whole, metavar="N", help="of sampling (default: the task's)")
     run.add_argument("--extractor", metavar="NAME", help="of features (default: the task's)")
     run.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS", help="begin no cell after that")
-    run.add_argument("--workers", type=_whole, metavar="N", help="processes on this machine (default: what is fastest)")
+    run.add_argument("--workers", type=whole, metavar="N", help="processes on this machine (default: what is fastest)")
     run.add_argument("--save-images", action="store_true", help="also keep every image as PNG, beside its cell")
 
-    tune = command("tune", _tune, "choose the grid of each solver and step count: the file of grid=best")
-    tune.add_argument("task", help="a task by name, or the path of a task's YAML file")
-    tune.add_argument("--students", nargs="+", metavar="SPEC", help="solvers (default: the task's rows with grid=best)")
-    tune.add_argument("--steps", nargs="+", type=_whole, metavar="N", help="step counts (default: the task's)")
-    tune.add_argument("--out", type=Path, metavar="FILE", help="default: beside the teacher's weights")
-    tune.add_argument("--device", default="cpu")
-
-    search = command("search", _search, "train every method under the same few learning rates and dropouts")
-    search.add_argument("task", help="a task by name")
-    search.add_argument("--methods", nargs="+", metavar="NAME", help="distillation methods (default: all)")
-    search.add_argument("--out", type=Path, metavar="FILE", help="default: reports/<task>/search.csv")
-    search.add_argument("--device", default="cpu")
-
-    again = command("repeat", _repeat, "train methods again from other seeds, for the spread over them")
-    again.add_argument("task", help="a task by name")
-    again.add_argument("--methods", nargs="+", metavar="NAME", required=True, help="distillation methods")
-    again.add_argument("--seeds", nargs="+", type=_whole, metavar="N", default=[1, 2], help="of the training")
-    again.add_argument("--device", default="cpu")
-
-    study = command("study", _study, "train a paper's variants of its method, and compare them")
-    study.add_argument("study", metavar="NAME", help="python -m bench list studies")
-    study.add_argument("task", help="a task by name")
-    study.add_argument("--device", default="cpu")
-
+    trainings = cli_training.add_commands(command)
     brought = cli_score.add_commands(command)
 
     listing = command("list", _list, "tasks, students, metrics, studies, protocols and references by name")
@@ -116,16 +94,9 @@ def _parser() -> argparse.ArgumentParser:
             help="parent of run/, reports/, leaderboards/ (default: .)",
         )
     doctor = command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
-    for sub in (run, tune, search, again, study, doctor, *brought):
+    for sub in (run, doctor, *trainings, *brought):
         add_data_root(sub)
     return parser
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
 def _run(arguments) -> int:
@@ -162,7 +133,7 @@ def _run(arguments) -> int:
         arguments.workers,
     )
     report.print_table(records, task, store)
-    _say_written(report.write(task, store, arguments.out, report.variant_folder(task, default)))
+    say_written(report.write(task, store, arguments.out, report.variant_folder(task, default)))
     failed = [(record, record["reason"]) for record in records if record["status"] == FAILED]
     failed += [
         (record, f"{name}: {reason}")
@@ -196,53 +167,6 @@ def _asked(task, arguments):
     return resolve_extractor(task, arguments.extractor)
 
 
-def _say_written(paths: list[Path]) -> None:
-    """One line a folder."""
-    for folder in dict.fromkeys(path.parent for path in paths):
-        names = [path.name for path in paths if path.parent == folder]
-        print(f"wrote {folder}/: {', '.join(names) if len(names) <= 8 else f'{len(names)} files'}")
-
-
-def _task(arguments):
-    """The task named, with an extractor that is at hand."""
-    from bench.plan import resolve_extractor
-    from bench.tasks import load_task
-
-    return resolve_extractor(load_task(arguments.task))
-
-
-def _tune(arguments) -> int:
-    from bench.tune import tune
-
-    print(f"wrote {tune(_task(arguments), arguments.students, arguments.steps, arguments.out, arguments.device)}")
-    return 0
-
-
-def _search(arguments) -> int:
-    from bench.trials import search
-
-    print(f"wrote {search(_task(arguments), arguments.methods, arguments.out, arguments.device)}")
-    return 0
-
-
-def _repeat(arguments) -> int:
-    from bench.trials import repeat
-
-    _say_written(repeat(_task(arguments), arguments.methods, arguments.seeds, arguments.device))
-    return 0
-
-
-def _study(arguments) -> int:
-    import pandas as pd
-
-    from bench.study import study
-
-    paths = study(arguments.study, _task(arguments), arguments.device)
-    print(pd.read_csv(paths[0]).to_string(index=False, float_format="%.3g"))
-    _say_written(paths)
-    return 0
-
-
 def _list(arguments) -> int:
     from bench.listing import lines
 
@@ -255,7 +179,7 @@ def _plot(arguments) -> int:
 
     for task, store in _stored(arguments):
         for variant in report.variants(task, store):
-            _say_written(report.write(variant, store, arguments.out, report.variant_folder(variant, task)))
+            say_written(report.write(variant, store, arguments.out, report.variant_folder(variant, task)))
     return 0
 
 

@@ -6,7 +6,7 @@ writes weights and records. What is special about a method is in its file of stu
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from students.samplers.record import stage_file
 from students.solvers.euler import ddim, euler
 from students.spec import METHODS, import_object
 from students.student import SolverStudent
-from students.training.batches import PAIRS, Batches, scaled
+from students.training.batches import PAIRS, Batch, Batches, scaled
 from students.training.checkpoint import check_folder
 from students.training.loop import batch_share, train
 from students.training.pairs import pairs_folder, shared_pairs
@@ -129,7 +129,7 @@ def train_method(
         model = method.begin(stage, trained, steps)
         set_dropout(model, settings["dropout"])
         passing = stage in method.passing
-        players = _players(method, settings | ({"ema_decay": None} if passing else {}), batches)
+        players = players_of(method, settings | ({"ema_decay": None} if passing else {}), batches)
         if not passing:
             samplers[stage] = method.sampler(method.sampled(model))
 
@@ -200,7 +200,7 @@ def pair_maker(teacher: Teacher, solver: str, device) -> SolverStudent:
     return SolverStudent(teacher, PAIR_SOLVERS[solver], device=device)
 
 
-def _players(method, settings: dict, batches: Batches) -> dict[str, Player]:
+def players_of(method, settings: dict, batches: Callable[[torch.Generator], Batch]) -> dict[str, Player]:
     """The method's opponents, then the student, each with batches of its own."""
 
     def on_batches(loss):
