@@ -37,6 +37,7 @@ class UFOGen(Adversarial):
         reconstruction: Annotated[float, Range(0, 1e6)] = 1.0
 
     budget = 0.5  # R1 on every feature of a trained copy makes its evaluations the dearest
+
     def build(self, stage, trained):
         self.path = self.visits(STEPS)
         return trainable(self.start, VE)
