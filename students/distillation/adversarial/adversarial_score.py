@@ -28,12 +28,15 @@ class AdversarialScore(Adversarial):
     at low levels it decides; from pure noise, where it asks for next to nothing, it is left out. Sampling is
     consistent annealed sampling on geometric levels, as the authors', who have 232 on CIFAR-10; here there are 8, those
     that the student is trained at. H starts as the teacher, which is what the first term alone leads to.
+
+    beta: share of the noise that a step draws anew (students/samplers/annealed.py). In 8 steps the digits have 0.25 at
+    1, 0.33 at 0 and 0.09 at 0.7, on tuning seeds.
     """
 
     @dataclass(frozen=True)
     class Options(Adversarial.Options):
         adversarial: Annotated[float, Range(0, 1e6)] = 1.0
-        beta: Annotated[float, Range(0, 1)] = 1.0
+        beta: Annotated[float, Range(0, 1)] = 0.7
 
     game = LEAST_SQUARES
     settings = Adversarial.settings | {"lr": 1.5e-4}
