@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|score|tune|search|repeat|study|list|plot|...`.
+"""The command line: `python -m bench run|score|tune|search|repeat|study|table|list|plot|...`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from bench import cli_score, cli_training
+from bench import cli_score, cli_table, cli_training
 from bench.cli_shared import say_written, whole
 from students.datafiles import add_data_root, apply_data_root
 from students.errors import FewstepError
@@ -76,9 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
     trainings = cli_training.add_commands(command)
     brought = cli_score.add_commands(command)
+    table = cli_table.add_command(command)
 
-    listing = command("list", _list, "tasks, students, metrics, studies, protocols and references by name")
-    sections = ("tasks", "students", "metrics", "studies", "protocols", "references")
+    listing = command("list", _list, "tasks, students, metrics, protocols ... by name")
+    sections = ("tasks", "students", "metrics", "studies", "protocols", "references", "tables")
     listing.add_argument("what", nargs="?", choices=sections, help="default: all")
 
     plot = command("plot", _plot, "redraw reports/<task> from the store")
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
             help="parent of run/, reports/, leaderboards/ (default: .)",
         )
     doctor = command("doctor", _doctor, "what is installed, found and missing, and what each missing piece needs")
-    for sub in (run, doctor, *trainings, *brought):
+    for sub in (run, doctor, table, *trainings, *brought):
         add_data_root(sub)
     return parser
 

@@ -1,7 +1,8 @@
-"""Tasks, students, metrics, studies, protocols and references by name, with a line on each."""
+"""Tasks, students, metrics, studies, protocols, references and papers' tables by name, with a line on each."""
 
 from bench.measure import METRICS
 from bench.measure.references import cards
+from bench.papers import titles
 from bench.protocols import load_protocol, protocol_names
 from bench.studies import STUDIES
 from bench.tasks import FOLDER, load_task, task_names
@@ -37,6 +38,7 @@ def lines(what: str | None = None) -> list[str]:
             "references (python -m bench score PATH --reference NAME)",
             {name: f"{card.data}, of {' and '.join(card.extractors)}; {card.url}" for name, card in cards().items()},
         ),
+        "tables": ("tables of papers (python -m bench table NAME)", titles()),
     }
     found = []
     for title, entries in [sections[what]] if what else sections.values():

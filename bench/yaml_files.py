@@ -33,14 +33,14 @@ def read_mapping(path: Path, kind: str) -> dict:
 def filled(cls: type[T], content: dict, path: Path) -> T:
     """A dataclass of these keys and values; raises FewstepError for a key that is unknown, missing, or of another type.
 
-    Types: int, float, str, None, tuples of one of them, and unions.
+    Types: int, float, str, dict, None, tuples of one of them, and unions.
     """
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     for key in content:
         if key not in known:
             raise FewstepError(f"{path}: {unknown('key', str(key), known)}")
     for key, field in known.items():
-        if key not in content and field.default is MISSING:
+        if key not in content and field.default is MISSING and field.default_factory is MISSING:
             raise FewstepError(f"{path}: key {key!r} is missing ({_describe(field.type)})")
     values = {}
     for key, value in content.items():
@@ -65,7 +65,7 @@ def _matches(value, expected) -> bool:
     return isinstance(value, expected) and not isinstance(value, bool)
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
+_WORDS = {int: "a whole number", float: "a number", str: "text", dict: "a mapping", type(None): "null"}
 
 
 def _describe(expected) -> str:
