@@ -71,7 +71,7 @@ def test_an_unknown_table_is_answered_with_the_nearest(capsys):
         ("rows: DMD", "key 'rows' must be a list, each a mapping, got 'DMD'"),
         ("best_of: few", "key 'best_of' must be a whole number, got 'few'"),
         ("colums: [fid]", "unknown key 'colums': did you mean 'columns'"),
-        ("ours: {DMD: {study: dmd-table3, variant: full}}", "unknown study 'dmd-table3': did you mean 'dmd-table2'"),
+        ("ours: {DMD: {study: dmd-tabel2, variant: full}}", "unknown study 'dmd-tabel2': did you mean 'dmd-table2'"),
         ("ours: {DMD: {study: dmd-table2, variant: no regresion}}", "did you mean 'no regression'"),
         ("ours: {DMD: {public: {cifar: x}}}", "unknown benchmark 'cifar'"),
         ("ours: {DMD: {studnet: dmd}}", "unknown key 'studnet': did you mean 'student'"),
