@@ -23,7 +23,6 @@ NETWORKS = {
     "dhariwal_unet": "students.networks.edm:DhariwalUNet",
     "edm2_unet": "students.networks.edm2:EDM2UNet",
     "genie_head": "students.networks.genie_head:GenieHead",
-    "encoder": "students.networks.encoder:Encoder",
 }
 
 

@@ -19,7 +19,7 @@ class Encoder(nn.Module):
 
     def __init__(self, shape: Sequence[int], classes: int, channels: Sequence[int] = (8, 16, 24)):
         super().__init__()
-        self.config = {"kind": "encoder", **plain({"shape": shape, "classes": classes, "channels": channels})}
+        self.config = plain({"shape": shape, "classes": classes, "channels": channels})
         self.shape = tuple(shape)
         widths = [shape[0], *channels]
         self.inner = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))

@@ -20,6 +20,7 @@ SAMPLERS = {
     "mean_velocity": "students.samplers.mean_velocity:MeanVelocityStudent",
     "trajectory": "students.samplers.trajectory:TrajectoryStudent",
     "taylor": "students.samplers.taylor:TaylorStudent",
+    "annealed": "students.samplers.annealed:AnnealedStudent",
     "posterior": "students.samplers.posterior:PosteriorStudent",
 }
 

@@ -4,7 +4,9 @@ from typing import Annotated
 
 from torch import Tensor
 
+from students.diffusion.denoiser import Denoiser
 from students.options import Range
+from students.samplers.levels import LevelsStudent
 
 
 def consistent_annealed(
@@ -30,3 +32,12 @@ def consistent_annealed(
         if callback:
             callback(i, t, x, x0)
     return x
+
+
+class AnnealedStudent(LevelsStudent):
+    """A network that makes a sample of what it is given, and how much of the noise is drawn anew in a step."""
+
+    def __init__(
+        self, model: Denoiser, levels: dict, beta: Annotated[float, Range(0, 1)] = 1.0, prior: Tensor | None = None
+    ):
+        super().__init__(model, levels, consistent_annealed, prior, beta=beta)  # type: ignore[arg-type]

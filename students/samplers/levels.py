@@ -10,12 +10,11 @@ from students.diffusion.grids import make_grid
 from students.errors import Unsupported
 from students.models.teacher import Teacher
 from students.options import Choices
-from students.samplers.annealed import consistent_annealed
 from students.samplers.consistency import consistency
 from students.solvers.euler import ddim
 from students.student import SolverStudent, Student
 
-SOLVERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "consistency": consistency, "annealed": consistent_annealed}
+SOLVERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "consistency": consistency}
 LARGEST_SCALE = 4.0
 
 
@@ -23,8 +22,8 @@ class LevelsStudent(SolverStudent):
     """A network and the noise levels that each step count visits.
 
     levels: steps -> noise levels (times of the model's schedule), the last one the data end; the keys are what it
-    supports. solver: "ddim", "consistency" for a network that leads every state to the data end, or "annealed" for one
-    that makes a sample of it. Other options go to the solver.
+    supports. solver: "ddim", or "consistency" for a network that leads every state to the data end. Other options go
+    to the solver.
     """
 
     family = "distilled"

@@ -16,7 +16,6 @@ from students.data import load_data
 from students.errors import FewstepError, WeightsError, reading
 from students.models.teachers import recipe, trained_name, weights_folder
 from students.models.weights import load_into, load_weights, record_path
-from students.networks import build_network
 from students.networks.encoder import Encoder
 from students.provenance import commit
 from students.training.batches import draw_data, scaled
@@ -45,11 +44,11 @@ def load_encoder(path: Path, shape: tuple[int, ...], device="cpu") -> Encoder:
         )
     state, record = load_weights(path)
     with reading(record_path(path), "record of an encoder"):
-        encoder = build_network(record["model"])
+        encoder = Encoder(**record["model"])
     load_into(encoder, state, path)
     if encoder.shape != shape:
         raise WeightsError(f"the encoder {path} reads images {encoder.shape}, not {shape}: train one for this task")
-    return encoder.to(device).eval().requires_grad_(False)  # type: ignore[return-value]
+    return encoder.to(device).eval().requires_grad_(False)
 
 
 def train_encoder(

@@ -74,7 +74,7 @@ class AdversarialScore(Adversarial):
 
     def sampler(self, model):
         levels = {str(n): self.geometric(n).tolist() for n in (1, 2, 4, 8)}
-        return Sampler("levels", {"levels": levels, "solver": "annealed", "beta": self.options.beta})
+        return Sampler("annealed", {"levels": levels, "beta": self.options.beta})
 
     def geometric(self, n: int) -> Tensor:
         """(n + 1,) levels from `noisiest` to the data end, each the same multiple of the next, float64."""

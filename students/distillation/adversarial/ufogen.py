@@ -36,7 +36,7 @@ class UFOGen(Adversarial):
     class Options(Adversarial.Options):
         reconstruction: Annotated[float, Range(0, 1e6)] = 1.0
 
-    budget = 0.5  # R1 on every feature of a trained copy makes its evaluations the dearest
+    budget = 0.2  # with 0.5 the digits have 0.47, 0.37 and 0.50 in 1, 2 and 4 steps instead of 0.44, 0.30 and 0.33
 
     def build(self, stage, trained):
         self.path = self.visits(STEPS)
