@@ -1,9 +1,6 @@
 """What measures a row of a paper's table here: cells of the store that meet the protocol, or why there are none."""
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,12 +8,12 @@ import pandas as pd
 from bench.measure import METRICS, metric_columns
 from bench.papers import Ours, Protocol
 from bench.plan import REAL
-from bench.published import BENCHMARKS, Published
+from bench.published import Published
+from bench.report.paper_reasons import NO_LOADER, Measured, asked, lacking_weights
 from bench.report.uncertainty import Estimate, estimate
 from bench.store import OK, Store, latest
 from bench.tasks import Task
 from students.errors import FewstepError, WeightsError
-from students.models.cards import FILE, load_card
 from students.samplers.record import weights_files
 from students.spec import TRAINED, parse
 
@@ -28,21 +25,14 @@ QUALITY = {
 }
 STATED = "stated"  # the family of samples that somebody brought
 MEASURABLE = ("fid", *QUALITY)
-NO_LOADER = "needs its authors' weights, for which there is no loader"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A number with the half-width of its 95 % interval (NaN where nothing tells it), and `by` what; or `reason`.
-
-    missing: (task, student, "--steps" or "--nfe" or "", how many, what else is lacking) of a cell that can be run.
-    """
-
-    value: float = math.nan
-    margin: float = math.nan
-    by: str = ""
-    reason: str = ""
-    missing: tuple[str, str, str, float, str] | None = None
+def column(task: Task, extractor: str | None, metric: str) -> str | None:
+    """The column of cells that stands for a column of published figures; None if the task has none."""
+    name, index = QUALITY.get(metric, (task.primary, 0))
+    if metric not in MEASURABLE or METRICS[name].kind != task.kind:
+        return None
+    return metric_columns(name, extractor)[index]
 
 
 class Bench:
@@ -56,11 +46,7 @@ class Bench:
                 self._cells[record["student"]].append(record)
 
     def column(self, metric: str) -> str | None:
-        """The column of cells that stands for a column of published figures; None if the task has none."""
-        name, index = QUALITY.get(metric, (self.task.primary, 0))
-        if metric not in MEASURABLE or METRICS[name].kind != self.task.kind:
-            return None
-        return metric_columns(name, self.protocol.extractor)[index]
+        return column(self.task, self.protocol.extractor, metric)
 
     def measured(self, ours: Ours, row: Published, metrics: tuple[str, ...], own: bool) -> dict[str, Measured]:
         """By metric what measures a row, in the same words for all where nothing does.
@@ -68,17 +54,18 @@ class Bench:
         own: whether the task is the row's benchmark. There a solver counts only on the paper's own network, and
         guidance is the paper's.
         """
-        if not own and ours.study and (found := self._studied(ours, metrics)):
-            return found
+        if ours.study and (found := self._studied(ours, metrics)):
+            unmet = self._unmet([self._as_studied()], row if own else None)
+            return dict.fromkeys(metrics, _other(unmet)) if unmet else found
         spec, lacking = self._spec(ours, row, own)
         if spec is None:
             return dict.fromkeys(metrics, Measured(reason=lacking))
         cells = self._at(self._cells[spec], row, ours)
         if not cells:
-            return dict.fromkeys(metrics, Measured(missing=(self.task.name, spec, *_asked(row, ours), lacking)))
+            return dict.fromkeys(metrics, Measured(missing=(self.task.name, spec, *asked(row, ours), lacking)))
         group, unmet = self._group(cells, row, own)
         if unmet:
-            return dict.fromkeys(metrics, Measured(reason="other protocol: " + "; ".join(unmet)))
+            return dict.fromkeys(metrics, _other(unmet))
         return {metric: self._number(group, metric) for metric in metrics}
 
     def curve(self, spec: str) -> list[tuple[float, Estimate]]:
@@ -116,10 +103,16 @@ class Bench:
                 found[metric] = Measured(reason=f"study {ours.study} does not measure it")
         return found
 
+    def _as_studied(self) -> dict:
+        """What a cell would say of the protocol that a study of the task has, which is the task's."""
+        task = self.task
+        fields = {"version": task.version, "samples": task.samples, "rounding": task.rounding, "guidance": 1.0}
+        return fields | {"extractor": self.protocol.extractor, "identity": {"reference": {"data": task.data}}}
+
     def _spec(self, ours: Ours, row: Published, own: bool) -> tuple[str | None, str]:
         """The student that measures a row, with what it lacks to be run; or None, and why there is none."""
         if own and (public := ours.public.get(row.benchmark)):
-            return public, _lacking(public)
+            return public, lacking_weights(public)
         if ours.student is None:
             study = f"not trained: python -m bench study {ours.study} {self.task.name}"
             return None, study if ours.study else f"needs {ours.needs}" if ours.needs else NO_LOADER
@@ -150,7 +143,7 @@ class Bench:
         """Of the cells those that are comparable with one another and nearest to the protocol, and what is unmet."""
         groups = defaultdict(list)
         for cell in cells:
-            alike = ("version", "samples", "rounding", "extractor", "guidance", "dtype")
+            alike = ("steps", "version", "samples", "rounding", "extractor", "guidance", "dtype")
             groups[tuple(cell.get(key) for key in alike), _reference(cell)].append(cell)
         ordered = sorted(groups.values(), key=lambda group: group[0]["dtype"] != "float32")
         unmet = [self._unmet(group, row if own else None) for group in ordered]
@@ -198,36 +191,8 @@ class Bench:
         return Measured(known.value, known.margin, f"{first['student']}, {steps}{nfe}{best}")
 
 
-def commands(rows: Iterable[dict[str, Measured]]) -> list[dict[str, Measured]]:
-    """The same, with one command for all cells of a student that are missing as the reason of each."""
-    rows = list(rows)
-    wanted = defaultdict(set)
-    for measured in (m for row in rows for m in row.values() if m.missing):
-        task, spec, option, count, lacking = measured.missing  # type: ignore[misc]
-        wanted[task, spec, option, lacking].add(count)
-
-    def named(measured: Measured) -> Measured:
-        if measured.missing is None:
-            return measured
-        task, spec, option, _, lacking = measured.missing
-        counts = "".join(f" {count:g}" for count in sorted(wanted[task, spec, option, lacking])) if option else ""
-        words = f"python -m bench run {task} --students {spec}{' ' * bool(option)}{option}{counts}"
-        return replace(measured, reason=f"not run: {words}{lacking}")
-
-    return [{metric: named(measured) for metric, measured in row.items()} for row in rows]
-
-
-def _asked(row: Published, ours: Ours) -> tuple[str, float]:
-    """The option of `bench run` for the cells of a row, and its value."""
-    steps = row.steps or (ours.steps if row.nfe is None else None)
-    return ("--steps", steps) if steps else ("--nfe", row.nfe) if row.nfe else ("", 0)
-
-
-def no_task(row: Published, ours: Ours) -> Measured:
-    """Why nothing measures a benchmark that no task is of."""
-    benchmark, public = BENCHMARKS[row.benchmark], ours.public.get(row.benchmark)
-    weights = f"the weights {public}" if public else "its authors' weights, of which there is no card"
-    return Measured(reason=f"no task here is of {benchmark.title}: needs {benchmark.needs}, and {weights}")
+def _other(unmet: list[str]) -> Measured:
+    return Measured(reason="other protocol: " + "; ".join(unmet))
 
 
 def _estimate(cells: list[dict], column: str) -> Estimate:
@@ -242,13 +207,3 @@ def _reference(cell: dict) -> str:
 
 def _word(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _lacking(spec: str) -> str:
-    """` (needs the weights edm:uncond-vp, see https://...)`, where a checkpoint is not there."""
-    model = parse(spec).model
-    if model is None or model.startswith(f"{FILE}:"):
-        return ""
-    card = load_card(model)
-    missing = not all(file.path.is_file() for file in card.data_files())
-    return f" (needs the weights {card.spec}, see {card.page})" if missing else ""

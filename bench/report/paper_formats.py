@@ -6,7 +6,6 @@ import math
 import re
 import textwrap
 
-from bench.report.leaderboard import _markdown
 from bench.report.paper_table import DAGGER, Cell, Line, Table
 from bench.report.tables import WIDTH
 
@@ -52,10 +51,10 @@ def to_markdown(table: Table) -> str:
         text = f"*{text}*{DAGGER}" if cell.unconfirmed else text
         return f"{text} <sup>{', '.join(map(str, cell.notes))}</sup>" if cell.notes else text
 
-    rows = [[shown(cell) for cell in row] for row in table.rows]
+    rows = [list(table.columns), ["---"] * len(table.columns), *([shown(cell) for cell in row] for row in table.rows)]
     about = [f"- {_escaped(text)}" for text in table.about]
     notes = [f"{i}. {_escaped(note)}" for i, note in enumerate(table.notes, 1)]
-    body = _markdown(list(table.columns), rows)
+    body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([f"## {_escaped(table.title)}", "", *about, "", *body, *([""] if notes else []), *notes])
 
 

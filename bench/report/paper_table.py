@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bench.papers import Ours, Preset, load_protocol, task_protocol
 from bench.published import BENCHMARKS, METRICS, Published, agree, read, sources
-from bench.report.paper_cells import Bench, Measured, commands, no_task
+from bench.report.paper_cells import Bench, column
+from bench.report.paper_reasons import Measured, commands, no_task
 from bench.tasks import Task, load_task, task_names
 
 DAGGER = "†"
@@ -137,7 +138,9 @@ def table(preset: Preset, task: Task | None, out: Path) -> Table:
     for metric in preset.columns:
         columns[f"{METRICS[metric]} published"] = [_published(line, metric, notes) for line in found]
         if metric in shown:
-            name = f"{METRICS[metric]} measured" if task is None else _on(preset, task, out, metric)
+            name = (
+                f"{METRICS[metric]} measured" if task is None else f"measured on {task.name}: {_column(task, metric)}"
+            )
             columns[name] = [_measured(line, metric, notes) for line in found]
             if task is None:
                 columns[f"{METRICS[metric]} difference"] = [_difference(line, metric) for line in found]
@@ -149,8 +152,8 @@ def table(preset: Preset, task: Task | None, out: Path) -> Table:
     return Table(preset.title, about, tuple(columns), tuple(zip(*columns.values(), strict=True)), tuple(notes.texts))
 
 
-def _on(preset: Preset, task: Task, out: Path, metric: str) -> str:
-    return f"{Bench(task, task_protocol(task), out).column(metric) or METRICS[metric]} on {task.name}"
+def _column(task: Task, metric: str) -> str:
+    return column(task, task.extractor, metric) or METRICS[metric]
 
 
 def _about(preset: Preset, task: Task | None, found: list[Line]) -> Iterable[str]:

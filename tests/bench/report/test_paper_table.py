@@ -153,10 +153,10 @@ def test_on_another_task_nothing_is_subtracted_and_it_is_said_what_was_measured(
     at = found["method"].index("Progressive Distillation")
     rows = [i for i, name in enumerate(found["method"]) if name == "Progressive Distillation"]
     two = next(i for i in rows if found["NFE"][i] == "2")
-    assert at == rows[0] and found["fd_digits_cnn on digits"][two].startswith("0.250 [")
+    assert at == rows[0] and found["measured on digits: fd_digits_cnn"][two].startswith("0.250 [")
     assert not any("difference" in name for name in shown.columns)
     assert any("measured on digits, other data than the published figures" in text for text in shown.about)
-    assert not {*found["fd_digits_cnn on digits"]} & {*found["FID published"]}
+    assert not {*found["measured on digits: fd_digits_cnn"]} & {*found["FID published"]}
     assert "not run: python -m bench run digits --students progressive --nfe 1 4 8" not in shown.notes
     assert "not run: python -m bench run digits --students progressive --steps 1 4 8" in shown.notes
 
@@ -200,6 +200,17 @@ def test_a_study_comes_before_a_student_and_its_seeds_give_the_interval(tmp_path
     path.write_text("no table")
     with pytest.raises(FewstepError, match="is no table of a study: move it away"):
         measured("DMD w/o regression loss")
+
+
+def test_a_study_of_the_benchmark_itself_gives_a_difference(tmp_path):
+    path = tmp_path / "reports" / "cifar10-cond" / "dmd-table2.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("variant,seed,fid\nno regression,0,6.0\n")
+    shown = columns(table(load_preset("dmd-table2"), None, tmp_path))
+    at = shown["method"].index("DMD w/o regression loss")
+    assert (shown["benchmark"][at], shown["FID measured"][at], shown["FID difference"][at]) == (
+        "cifar10-cond", "6.00", "+0.42",
+    )  # fmt: skip
 
 
 def test_disagreeing_sources_are_a_range_with_all_of_them_and_unconfirmed_figures_are_marked():
