@@ -78,10 +78,14 @@ def saturated(cells: pd.DataFrame, table: pd.DataFrame, metric: str, better: dic
     return None
 
 
+UNSUPPORTED = r"^.* cannot run in \d+ steps; (it supports .*)$"  # which is the same for each step count
+
+
 def footnotes(cells: pd.DataFrame, metric: str, better: dict[str, str]) -> list[str]:
     """Why cells lack a number: `heun 1: ...`, one line a student and reason; and how the last rows are to be read."""
     table = aggregate(cells)
     missing = table[(table["status"] != "ok") | (table["reason"] != "")]
+    missing = missing.assign(reason=missing["reason"].str.replace(UNSUPPORTED, r"\1", regex=True))
     notes = [
         f"{student} {', '.join(map(str, rows['steps']))}: {reason or rows['status'].iloc[0]}"
         for (student, reason), rows in missing.groupby(["student", "reason"])

@@ -166,7 +166,7 @@ def test_quality_table(sweep):
 
 def test_missing_cells_are_explained(sweep):
     assert footnotes(sweep, "fd_digits_cnn", BETTER) == [
-        "heun 1: heun cannot run in 1 steps; it supports 2 and up",
+        "heun 1: it supports 2 and up",
         "pndm 1, 2: pndm needs 4 steps or more",
         "rk45 16: rk45 made images that are not finite",
     ]
