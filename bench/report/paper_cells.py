@@ -11,7 +11,7 @@ from bench.plan import REAL
 from bench.published import Published
 from bench.report.paper_reasons import NO_LOADER, Measured, asked, lacking_weights
 from bench.report.uncertainty import Estimate, estimate
-from bench.store import OK, Store, latest
+from bench.store import OK, STATED, Store, latest
 from bench.tasks import Task
 from students.errors import FewstepError, WeightsError
 from students.samplers.record import weights_files
@@ -23,7 +23,6 @@ QUALITY = {
     "precision": ("prc", 0),
     "recall": ("prc", 1),
 }
-STATED = "stated"  # the family of samples that somebody brought
 MEASURABLE = ("fid", *QUALITY)
 
 
