@@ -18,7 +18,7 @@ BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n\s*)?^```([^\n`]*)\n(.*?)^```$", f
 FOLDERS = "students|bench|tests|docs|reports|leaderboards"
 MENTION = re.compile(rf"`((?:{FOLDERS})/[\w./-]+)(?:::(\w+))?`")
 MODULE = re.compile(r"`((?:students|bench)(?:\.\w+)+)`")
-COMMAND = re.compile(r"python3? -m (students|bench) (\w+)(.*)")
+COMMAND = re.compile(r"python3? -m (students|bench) ([\w-]+)(.*)")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -67,7 +68,8 @@ def test_sfid_takes_seven_channels_of_mixed_6_in_the_order_of_tensorflow(trunk):
     found = SpatialInception("x", ["features"], trunk)(images(32))[0]
     network = Inception768("x", ["features"], trunk).network
     blocks = [name for name, _ in network.named_children() if name.startswith("Mixed")]  # mixed, mixed_1, mixed_2 ...
-    before, block = network[: list(dict(network.named_children())).index(blocks[6])], network.get_submodule(blocks[6])
+    first = [name for name, _ in network.named_children()].index(blocks[6])
+    before, block = nn.Sequential(*list(network.children())[:first]), network.get_submodule(blocks[6])
     x = 2 * F.interpolate(images(32).float() / 255, (299, 299), mode="bilinear", align_corners=False) - 1
     state = block.state_dict()
     with torch.no_grad():
