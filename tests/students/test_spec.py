@@ -11,7 +11,7 @@ import students
 from students.errors import FewstepError
 from students.models.teacher import DEFAULT_GRID
 from students.solvers.euler import ddim
-from students.spec import STUDENTS, import_object, parse
+from students.spec import STUDENTS, TRAINED, import_object, parse
 from students.student import SolverStudent, Student
 
 
@@ -63,6 +63,12 @@ def test_mistakes_are_named_in_one_line(spec, message):
     with pytest.raises(FewstepError, match=message) as caught:
         students.load(spec, task="gaussians").sample(4)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), [("sid", "uncond"), ("dmd2", "imagenet64")])
+def test_a_name_of_both_is_the_method_and_with_a_checkpoint_the_checkpoint(name, checkpoint):
+    assert (parse(name).kind, parse(name).model) == (TRAINED, None)
+    assert parse(f"{name}:{checkpoint}").model == f"{name}:{checkpoint}"
 
 
 def silent(denoise, x, times):
