@@ -85,7 +85,7 @@ def to_markdown(frame: pd.DataFrame) -> list[str]:
     """A section of a leaderboard."""
     table = shown(frame)
     rows = [list(table), *table.to_numpy().tolist()]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(table.columns))
     said = [f"- {note}" for note in notes(frame)]
     return [f"## {TITLE[0].upper()}{TITLE[1:]}", "", *lines, "", *said, *([""] if said else [])]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from bench.cli import main
 from bench.measure.features import load_extractor
+from bench.report import stated
 from bench.store import Store
 from students.data import load_data
 
@@ -252,3 +253,10 @@ def test_compare_folders(brought, images, tmp_path, capsys):
     assert values[0] == pytest.approx(pytorch_fid(rows(images), **moments(real)), rel=1e-4)
     assert main(["compare-folders", str(brought / "pngs"), str(brought / "adm.npz"), "--extractor", "digits_cnn"]) == 0
     assert abs(float(re.search(r"fd_digits_cnn: (\S+)", capsys.readouterr().out)[1])) < 1e-6
+
+
+def test_a_name_with_a_pipe_keeps_the_columns_of_the_leaderboard(monkeypatch):
+    frame = pd.DataFrame({"name": ["a|b"], "samples": [3]})
+    monkeypatch.setattr(stated, "shown", lambda frame: frame)
+    monkeypatch.setattr(stated, "notes", lambda frame: [])
+    assert "| a\\|b | 3 |" in stated.to_markdown(frame)
