@@ -101,13 +101,15 @@ def _train(arguments) -> int:
         raise FewstepError(f"--seed must be a whole number from 0 to 2^63 - 1, got {arguments.seed}")
     state = arguments.state or Path("run", "train", f"{arguments.method}-{arguments.task}")
     common = (arguments.task, arguments.out, arguments.seed, arguments.device, arguments.time_limit, state)
-    if arguments.method == TEACHER:
+    if arguments.method in (TEACHER, ENCODER):
+        from students.training.encoder import train_encoder
         from students.training.teacher import train_teacher
 
         given = [key for key in ("teacher", "pairs", "budget", "settings", "options") if getattr(arguments, key)]
         if given:
-            raise FewstepError(f"a teacher is trained by its recipe: leave --{given[0].replace('settings', 'set')} out")
-        paths = train_teacher(*common)
+            what = {TEACHER: "a teacher", ENCODER: "an encoder"}[arguments.method]
+            raise FewstepError(f"{what} is trained by its recipe: leave --{given[0].replace('settings', 'set')} out")
+        paths = {TEACHER: train_teacher, ENCODER: train_encoder}[arguments.method](*common)
     else:
         from students.training.distill import train_method
 

@@ -147,6 +147,15 @@ def test_an_encoder_is_trained_and_refuses_what_it_cannot_do(tmp_path, monkeypat
     assert Encoder((3, 32, 32), 10)(torch.zeros(2, 3, 32, 32))[0].shape == (2, 24, 8, 8)
 
 
+def test_an_encoder_is_trained_by_the_command_that_errors_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(encoders, "STEPS", 2)
+    arguments = ["train", "encoder", "--task", "digits", "--out", str(tmp_path / "e.safetensors")]
+    assert main([*arguments, "--state", str(tmp_path / "s")]) == 0
+    assert load_encoder(tmp_path / "e.safetensors", (1, 8, 8)).shape == (1, 8, 8)
+    assert main([*arguments, "--budget", "1"]) == 2
+    assert "an encoder is trained by its recipe: leave --budget out" in capsys.readouterr().err
+
+
 # Methods
 
 
