@@ -97,6 +97,11 @@ class Distillation:
         """The model of a stage before training; `trained` holds those of earlier stages, if they are at hand."""
         return trainable(self.start, VE)
 
+    def before(self, stage: str, trained: dict[str, nn.Module]) -> Any:
+        """The model of the latest stage before this one that is at hand, or None."""
+        earlier = [trained[name] for name in self.stages[: self.stages.index(stage)] if name in trained]
+        return earlier[-1] if earlier else None
+
     def begin(self, stage: str, trained: dict[str, nn.Module], steps: int) -> nn.Module:
         """Set `stage`, `model`, `steps` (the updates planned) and `target`, and return the model."""
         self.stage, self.steps = stage, steps

@@ -47,15 +47,11 @@ class Heads(nn.Module):
 class FeatureDiscriminator(nn.Module):
     """Heads on the hidden tensors of a denoiser, which know noise level and condition: logits (N, M)."""
 
-    def __init__(self, denoiser: nn.Module):
+    def __init__(self, network: nn.Module, classes: int | None = None):
         super().__init__()
-        self.network = denoiser
-        self.attach(denoiser.shape)  # type: ignore[arg-type]
-
-    def attach(self, shape: Sequence[int], classes: int | None = None) -> None:
-        """Put heads on what `features` finds in a sample of that shape."""
-        parameter = next(self.network.parameters())
-        x = torch.zeros(1, *shape, device=parameter.device)
+        self.network = network
+        parameter = next(network.parameters())
+        x = torch.zeros(1, *network.shape, device=parameter.device)  # type: ignore[misc]
         with torch.no_grad():
             self.heads = Heads(self.features(x, x.new_ones(1), None), classes).to(parameter.device)
 
@@ -87,11 +83,6 @@ class JudgingDenoiser(FeatureDiscriminator):
 
 class EncoderDiscriminator(FeatureDiscriminator):
     """The same on an image encoder (students/networks/encoder.py), which sees images and is told nothing else."""
-
-    def __init__(self, encoder: nn.Module, classes: int | None = None):
-        nn.Module.__init__(self)
-        self.network = encoder
-        self.attach(encoder.shape, classes)  # type: ignore[arg-type]
 
     def features(self, x, sigma, condition):
         return self.network(x)

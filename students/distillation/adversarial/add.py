@@ -9,16 +9,13 @@ from torch import Tensor
 
 from students.diffusion.denoiser import expand
 from students.diffusion.schedules import VE
-from students.distillation.adversarial.core import HINGE, Adversarial, noised, starts
+from students.distillation.adversarial.core import HINGE, Adversarial, noised
 from students.distillation.functions import matching_levels, normal, squared
 from students.distillation.method import trainable
 from students.networks.discriminator import EncoderDiscriminator, FeatureDiscriminator
 from students.options import Range
-from students.samplers import Sampler
 from students.training.batches import Batch
 from students.training.encoder import encoder_weights, load_encoder
-
-STEPS = 4
 
 
 class AdversarialDiffusion(Adversarial):
@@ -54,10 +51,6 @@ class AdversarialDiffusion(Adversarial):
     def feature_spaces(self):
         return ["encoder" if self.encoder is not None else "teacher"]
 
-    def build(self, stage, trained):
-        self.path = self.visits(STEPS)
-        return trainable(self.start, VE)
-
     def discriminator(self):
         if self.encoder is not None:
             return EncoderDiscriminator(self.encoder, self.start.classes)
@@ -65,7 +58,7 @@ class AdversarialDiffusion(Adversarial):
 
     def generate(self, batch: Batch, generator: torch.Generator) -> Tensor:
         x0 = batch.data.x0
-        i, levels = starts(STEPS, len(x0), generator), self.path.to(x0.device)
+        i, levels = self.starts(len(x0), generator), self.path.to(x0.device)
         return self.model(noised(x0, levels, i, batch.noise), levels[i], batch.data.condition)
 
     def judge(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, list[Tensor]]:
@@ -89,8 +82,3 @@ class AdversarialDiffusion(Adversarial):
             "adversarial": self.game.generator(self.judge(made, condition)[0]),
             "distillation": self.options.distillation * distillation,
         }
-
-    def sampler(self, model):
-        return Sampler(
-            "levels", {"levels": {str(n): self.visits(n).tolist() for n in (1, 2, 4)}, "solver": "consistency"}
-        )

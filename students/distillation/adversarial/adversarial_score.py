@@ -7,16 +7,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from students.diffusion.schedules import VE
-from students.distillation.adversarial.core import LEAST_SQUARES, Adversarial, noised, starts
+from students.distillation.adversarial.core import LEAST_SQUARES, Adversarial, noised
 from students.distillation.functions import squared
-from students.distillation.method import trainable
 from students.networks.discriminator import Discriminator
 from students.options import Range
 from students.samplers import Sampler
 from students.training.batches import Batch
-
-STEPS = 8
 
 
 class AdversarialScore(Adversarial):
@@ -41,11 +37,13 @@ class AdversarialScore(Adversarial):
     game = LEAST_SQUARES
     settings = Adversarial.settings | {"lr": 1.5e-4}
     vector_r1 = 3.0
+    visited = 8
     vector_settings = Adversarial.vector_settings | {"lr": 1e-3}
 
-    def build(self, stage, trained):
-        self.path = self.geometric(STEPS)
-        return trainable(self.start, VE)
+    def visits(self, n):
+        """(n + 1,) levels from `noisiest` to the data end, each the same multiple of the next, float64."""
+        ends = math.log(self.noisiest), math.log(self.teacher.schedule.t_min)
+        return torch.linspace(*ends, n + 1, dtype=torch.float64).exp()
 
     def discriminator(self):
         return Discriminator(self.start.shape, classes=self.start.classes)
@@ -53,7 +51,7 @@ class AdversarialScore(Adversarial):
     def denoised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """H (N, *shape), and the weight of its denoising (N,)."""
         x0, levels = batch.data.x0, self.path.to(batch.noise.device)
-        i = starts(STEPS, len(x0), generator)
+        i = self.starts(len(x0), generator)
         made = self.model(noised(x0, levels, i, batch.noise), levels[i], batch.data.condition)
         return made, (i > 0) / levels[i].to(x0) ** 2
 
@@ -73,10 +71,4 @@ class AdversarialScore(Adversarial):
         return {"denoising": denoising, "adversarial": self.options.adversarial * self.game.generator(fake)}
 
     def sampler(self, model):
-        levels = {str(n): self.geometric(n).tolist() for n in (1, 2, 4, 8)}
-        return Sampler("annealed", {"levels": levels, "beta": self.options.beta})
-
-    def geometric(self, n: int) -> Tensor:
-        """(n + 1,) levels from `noisiest` to the data end, each the same multiple of the next, float64."""
-        ends = math.log(self.noisiest), math.log(self.teacher.schedule.t_min)
-        return torch.linspace(*ends, n + 1, dtype=torch.float64).exp()
+        return Sampler("annealed", {"levels": self.levels_of(1, 2, 4, 8), "beta": self.options.beta})

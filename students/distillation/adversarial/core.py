@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
 from students.diffusion.denoiser import expand
+from students.diffusion.schedules import VE
 from students.distillation.functions import randint
-from students.distillation.method import Distillation
+from students.distillation.method import Distillation, trainable
 from students.options import Range
+from students.samplers import Sampler
 from students.training.batches import Batch
 from students.training.players import Player
 
@@ -54,15 +56,6 @@ def r1_penalty(logits: Tensor, inputs: Tensor | Sequence[Tensor]) -> Tensor:
     return sum(gradient.square().flatten(1).sum(1) for gradient in gradients).mean()  # type: ignore[union-attr]
 
 
-def starts(count: int, n: int, generator: torch.Generator) -> Tensor:
-    """(n,) which of `count` levels a row starts from: half of them from the first, others from any.
-
-    One step of sampling starts there alone, and all it makes is up to the discriminator.
-    """
-    i = randint(count, n, generator)
-    return torch.where(torch.rand(n, generator=generator, device=i.device) < AT_NOISE, 0, i)
-
-
 def opponent(critic: nn.Module, loss: Callable, lr: float | None = None, every: int = 1) -> dict[str, Player]:
     """A discriminator as the one opponent of a student; lr by default VECTOR_RATE or IMAGE_RATE."""
     vectors = not any(isinstance(module, nn.Conv2d) for module in critic.modules())
@@ -89,6 +82,7 @@ class Adversarial(Distillation):
     default VECTOR_RATE or IMAGE_RATE.
     A student that starts as the teacher moves slowly, so that the discriminator keeps up: on the digits, after a third
     of the training, add has half of the distance at 5e-5 that it has at 5e-4, ddgan a twentieth.
+    visited: the steps of the path whose levels it is trained at; sampling visits all of them, every second or fourth.
     A step of the discriminator costs three evaluations: it sees as many samples, which the student makes, as data.
     """
 
@@ -101,6 +95,7 @@ class Adversarial(Distillation):
     game: Game = NON_SATURATING
     r1: ClassVar[float] = 1.0
     vector_r1: ClassVar[float] = 20.0
+    visited: ClassVar[int] = 4
     evaluations = 2
     budget = 1.0
     vector_budget = 3.0
@@ -110,6 +105,18 @@ class Adversarial(Distillation):
     def __init__(self, teacher, start, options=None):
         super().__init__(teacher, start, options)
         self.opponent_evaluations = 3 / self.options.discriminator_every
+
+    def build(self, stage, trained):
+        self.path = self.visits(self.visited)
+        return trainable(self.start, VE)
+
+    def starts(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) which level of the path a row starts from: half of them from the first, others from any.
+
+        One step of sampling starts there alone, and all it makes is up to the discriminator.
+        """
+        i = randint(self.visited, n, generator)
+        return torch.where(torch.rand(n, generator=generator, device=i.device) < AT_NOISE, 0, i)
 
     def discriminator(self) -> nn.Module:
         """A new discriminator for the stage that has begun."""
@@ -127,3 +134,10 @@ class Adversarial(Distillation):
         """The discriminator's loss of logits of data and of samples; the data's depend on `inputs`."""
         own = self.vector_r1 if len(self.start.shape) == 1 else self.r1
         return judged(self.game, real, fake, inputs, own if self.options.r1 is None else self.options.r1)
+
+    def levels_of(self, *counts: int) -> dict[str, list[float]]:
+        """The levels that so many steps visit, as samplers take them."""
+        return {str(n): self.visits(n).tolist() for n in counts}
+
+    def sampler(self, model):
+        return Sampler("levels", {"levels": self.levels_of(1, 2, 4), "solver": "consistency"})

@@ -36,11 +36,9 @@ class DenoisingGAN(Adversarial):
     budget = 0.7  # with three times the updates one step of the digits is 1.4 instead of 0.8
 
     def build(self, stage, trained):
-        earlier = [trained[name] for name in self.stages if name in trained and int(name) > int(stage)]
-        start = earlier[-1] if earlier else self.start
-        size = min(LATENT, math.prod(start.shape))
         self.path = torch.cat([self.visits(int(stage))[:-1], torch.zeros(1)])
-        return trainable(start, VE, extra=size)
+        size = min(LATENT, math.prod(self.start.shape))
+        return trainable(self.before(stage, trained) or self.start, VE, extra=size)
 
     def discriminator(self):
         return Discriminator(self.start.shape, states=2, classes=self.start.classes)
@@ -80,4 +78,4 @@ class DenoisingGAN(Adversarial):
         return self.game.generator(self.logits(fake, x_s, s, t, batch.data.condition))
 
     def sampler(self, model):
-        return Sampler("posterior", {"levels": {self.stage: self.visits(int(self.stage)).tolist()}})
+        return Sampler("posterior", {"levels": self.levels_of(int(self.stage))})

@@ -8,15 +8,12 @@ from torch import Tensor
 
 from students.diffusion.denoiser import expand
 from students.diffusion.schedules import VE
-from students.distillation.adversarial.core import Adversarial, noised, starts
+from students.distillation.adversarial.core import Adversarial, noised
 from students.distillation.functions import normal, squared
 from students.distillation.method import trainable
 from students.networks.discriminator import FeatureDiscriminator
 from students.options import Range
-from students.samplers import Sampler
 from students.training.batches import Batch
-
-STEPS = 4
 
 
 class UFOGen(Adversarial):
@@ -38,10 +35,6 @@ class UFOGen(Adversarial):
 
     budget = 0.2  # with 0.5 the digits have 0.47, 0.37 and 0.50 in 1, 2 and 4 steps instead of 0.44, 0.30 and 0.33
 
-    def build(self, stage, trained):
-        self.path = self.visits(STEPS)
-        return trainable(self.start, VE)
-
     def discriminator(self):
         return FeatureDiscriminator(trainable(self.start, VE))
 
@@ -49,9 +42,9 @@ class UFOGen(Adversarial):
         """x_s (N, *shape), levels s > t, and the weight of the reconstruction, (N,) each."""
         x0 = batch.data.x0
         levels = self.path.to(x0.device)
-        i = starts(STEPS, len(x0), generator)
+        i = self.starts(len(x0), generator)
         share = torch.rand(len(x0), generator=generator, device=x0.device)
-        s, t = levels[i], levels[i + 1 + (share * (STEPS - i)).long()]
+        s, t = levels[i], levels[i + 1 + (share * (self.visited - i)).long()]
         return noised(x0, levels, i, batch.noise), s, t, (i > 0) / s.to(x0) ** 2
 
     def discriminator_loss(self, batch, step, generator):
@@ -73,8 +66,3 @@ class UFOGen(Adversarial):
             "adversarial": self.game.generator(fake),
             "reconstruction": self.options.reconstruction * reconstruction,
         }
-
-    def sampler(self, model):
-        return Sampler(
-            "levels", {"levels": {str(n): self.visits(n).tolist() for n in (1, 2, 4)}, "solver": "consistency"}
-        )

@@ -59,11 +59,10 @@ class ImprovedDistributionMatching(ScoreDistillation):
         self.opponent_evaluations = 2 + PASSES + judged
 
     def build(self, stage, trained):
-        earlier = [trained[name] for name in self.stages if name in trained and int(name) < int(stage)]
-        generator = super().build(stage, trained)
+        generator, before = super().build(stage, trained), self.before(stage, trained)
         self.fake = JudgingDenoiser(self.fake)
         self.path = self.visits(int(stage))
-        return trainable(earlier[-1]) if earlier else generator
+        return trainable(before) if before else generator
 
     def simulate(self, noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """x_s (N, ...), what sampling comes to before one of its steps, and its level s, 0-d."""

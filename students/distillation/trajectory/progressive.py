@@ -53,9 +53,9 @@ class Progressive(Distillation):
         self.own_teacher = self.teacher
 
     def build(self, stage, trained):
-        earlier = [trained[name] for name in self.stages if name in trained and int(name) > int(stage)]
-        self.teacher = earlier[-1] if earlier else self.own_teacher
-        return trainable(earlier[-1] if earlier else self.start, VE)
+        before = self.before(stage, trained)
+        self.teacher = before or self.own_teacher
+        return trainable(before or self.start, VE)
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> Tensor:
         n, x0 = int(self.stage), batch.data.x0

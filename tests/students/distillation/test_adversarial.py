@@ -13,7 +13,7 @@ from torch import nn
 from bench.measure.digits_cnn import DigitsCNN
 from students.__main__ import main
 from students.data import load_data
-from students.distillation.adversarial.core import HINGE, LEAST_SQUARES, NON_SATURATING, r1_penalty, starts
+from students.distillation.adversarial.core import HINGE, LEAST_SQUARES, NON_SATURATING, r1_penalty
 from students.errors import FewstepError, Stopped, WeightsError
 from students.models.load import load_start
 from students.models.weights import load_weights
@@ -78,7 +78,7 @@ def test_r1_is_the_squared_slope_and_can_be_trained():
 
 
 def test_half_of_the_rows_start_from_pure_noise():
-    i = starts(4, 20_000, torch.Generator().manual_seed(0))
+    i = begun("ufogen", "gaussians").starts(20_000, torch.Generator().manual_seed(0))
     shares = i.bincount(minlength=4) / len(i)
     torch.testing.assert_close(shares, torch.tensor([5 / 8, 1 / 8, 1 / 8, 1 / 8]), atol=0.02, rtol=0)
 
