@@ -19,10 +19,16 @@ from students.models.weights import load_into, load_weights, record_path
 from students.networks.encoder import Encoder
 from students.provenance import commit
 from students.training.batches import draw_data, scaled
-from students.training.checkpoint import check_folder
 from students.training.loop import batch_share, train
 from students.training.players import Player
-from students.training.processes import check_time_limit, describe_device, own_device, stopped, write_weights
+from students.training.processes import (
+    check_time_limit,
+    describe_device,
+    own_device,
+    stopped,
+    weights_file,
+    write_weights,
+)
 
 ENCODER = "encoder"
 STEPS, BATCH_SIZE, LEARNING_RATE = 2000, 128, 3e-3
@@ -69,10 +75,7 @@ def train_encoder(
     if made.classes is None or len(made.shape) != 3:
         raise FewstepError(f"an encoder learns from the labels of images, which {task!r} has not")
     device = own_device(device)
-    path = out or encoder_weights(name)
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise FewstepError(f"--out of an encoder must be a file that ends in .safetensors, got {path}")
-    check_folder(path.parent, "--out file")
+    path = weights_file(out, encoder_weights(name), "an encoder")
     torch.manual_seed(seed := SEED + seed)
     data, share = load_data(made.data), batch_share(BATCH_SIZE)
     samples, labels = data.train.samples.to(device), data.train.labels.to(device)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from torch import nn
 from students.devices import check_device
 from students.errors import FewstepError, Stopped
 from students.models.weights import save_weights
-from students.training.checkpoint import remove_checkpoints
+from students.training.checkpoint import check_folder, remove_checkpoints
 
 LONGEST_WAIT = timedelta(hours=12)  # of a process for another, as for the one that makes noise-image pairs
 
@@ -41,6 +41,15 @@ def is_first() -> bool:
 
 def describe_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def weights_file(out: Path | None, default: Path, what: str) -> Path:
+    """Where the weights of `what` go: `out`, or the default; raises FewstepError for what cannot be such a file."""
+    path = out or default
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise FewstepError(f"--out of {what} must be a file that ends in .safetensors, got {path}")
+    check_folder(path.parent, "--out file")
+    return path
 
 
 def write_weights(weights: dict[Path, tuple[nn.Module, dict]], states: list[Path]) -> list[Path]:

@@ -14,10 +14,16 @@ from students.models.load import build
 from students.models.teachers import entry, recipe, teacher_weights, trained_name
 from students.provenance import commit
 from students.training.batches import draw_data
-from students.training.checkpoint import check_folder
 from students.training.loop import batch_share, train
 from students.training.players import Player
-from students.training.processes import check_time_limit, describe_device, own_device, stopped, write_weights
+from students.training.processes import (
+    check_time_limit,
+    describe_device,
+    own_device,
+    stopped,
+    weights_file,
+    write_weights,
+)
 
 
 def denoising_loss(
@@ -69,10 +75,7 @@ def train_teacher(
     check_time_limit(time_limit)
     name, made = trained_name(name), recipe(name)
     device = own_device(device)
-    path = out or teacher_weights(name)
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise FewstepError(f"--out of a teacher must be a file that ends in .safetensors, got {path}")
-    check_folder(path.parent, "--out file")
+    path = weights_file(out, teacher_weights(name), "a teacher")
     torch.manual_seed(seed)
     split = load_data(made.data).train
     samples = split.samples.to(device)
