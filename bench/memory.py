@@ -25,7 +25,7 @@ from students.spec import METHODS
 from students.training.batches import Batch, Data, PairRows
 from students.training.checkpoint import check_folder
 from students.training.distill import method_class, players_of
-from students.training.memory import held
+from students.training.memory import averages, held
 from students.training.players import Player
 from students.training.settings import evaluations_of_step, merged_settings
 from students.training.teacher import denoising_loss
@@ -82,10 +82,9 @@ def _batch(method: Distillation, n: int) -> Batch:
 
 def _count(players: dict[str, Player], others: list[nn.Module]) -> int:
     """Networks with parameters of their own, averages included."""
-    averages = [average.module for player in players.values() for average in player.averages.values()]
-    kept = [player.module for player in players.values() if player.ema_decay is not None]  # a copy of each
-    modules = [*(player.module for player in players.values()), *others, *averages]
-    return len({id(parameter) for module in modules for parameter in [*module.parameters()][:1]}) + len(kept)
+    modules = [*(player.module for player in players.values()), *others]
+    first = {id(parameter) for module in modules for parameter in [*module.parameters()][:1]}
+    return len(first) + len(averages(players))
 
 
 def _diffusion(start: Denoiser, n: int) -> int:

@@ -8,8 +8,7 @@ of them, and the clock of the first one decides for all when to save and when to
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from students.errors import FewstepError
 from students.training.checkpoint import check_folder, hold, load_checkpoint, save_checkpoint
 from students.training.ema import EMA
 from students.training.history import History, RowCount
-from students.training.players import Player
+from students.training.players import Player, others_fixed
 
 LOG_EVERY = 50
 MEASUREMENTS = 10
@@ -196,7 +195,7 @@ class _Run:
         optimiser = self.optimisers[name]
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, player.lr, player.warmup)
-        with self._others_held(name):
+        with others_fixed(self.parameters, name):
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 value = player.loss(self.generator, self.step)
             terms = value if isinstance(value, dict) else {}
@@ -221,18 +220,6 @@ class _Run:
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
-
-    @contextmanager
-    def _others_held(self, name: str) -> Iterator[None]:
-        """Gradients go to the parameters of one player only."""
-        held = [p for owner, parameters in self.parameters.items() if owner != name for p in parameters]
-        for parameter in held:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in held:
-                parameter.requires_grad_(True)
 
     def _mean(self, value: Tensor) -> Tensor:
         """The mean over all processes."""

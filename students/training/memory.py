@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from students.training.players import Player
+from students.training.players import Player, others_fixed
 
 MOMENTS = 2  # tensors that AdamW keeps for a parameter
 
@@ -16,14 +16,22 @@ def held(players: dict[str, Player], others: Iterable[nn.Module], generator: tor
     Weights of all networks (`others`: those that nobody trains, such as the teacher), for what is trained a gradient,
     AdamW's moments and the moving averages, and, of the player with the most, what is kept for the backward pass.
     """
-    averages = [average.module for player in players.values() for average in player.averages.values()]
-    averages += [player.module for player in players.values() if player.ema_decay is not None]
     networks = [*(player.module for player in players.values()), *others]
     weights = {id(p): p for module in networks for p in module.parameters()}
-    own = {id(p): p for player in players.values() for p in player.module.parameters() if p.requires_grad}
-    kept = [_bytes(own.values()) * (1 + MOMENTS), *(_bytes(module.parameters()) for module in averages)]
-    graph = max(_graph(player.loss, generator, weights.values()) for player in players.values())
-    return _bytes(weights.values()) + sum(kept) + graph
+    own = {name: [p for p in player.module.parameters() if p.requires_grad] for name, player in players.items()}
+    kept = sum(_bytes(trained) for trained in own.values()) * (1 + MOMENTS)
+    kept += sum(_bytes(module.parameters()) for module in averages(players))
+    graphs = []
+    for name, player in players.items():
+        with others_fixed(own, name):
+            graphs.append(_graph(player.loss, generator, weights.values()))
+    return _bytes(weights.values()) + kept + max(graphs)
+
+
+def averages(players: dict[str, Player]) -> list[nn.Module]:
+    """A module of the size of each moving average."""
+    found = [average.module for player in players.values() for average in player.averages.values()]
+    return found + [player.module for player in players.values() if player.ema_decay is not None]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

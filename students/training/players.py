@@ -4,7 +4,8 @@ Most methods have one, the student. Score distillation adds a fake score, an adv
 take turns in one loop (loop.py), each seeing the others as they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -38,3 +39,16 @@ class Player:
     every: int = 1
     ema_decay: float | None = None
     averages: dict[str, EMA] = field(default_factory=dict)
+
+
+@contextmanager
+def others_fixed(parameters: Mapping[str, Sequence[nn.Parameter]], name: str) -> Iterator[None]:
+    """Within, gradients go to the parameters of one player only; parameters: by player, those that are trained."""
+    fixed = [p for owner, own in parameters.items() if owner != name for p in own]
+    for parameter in fixed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(True)

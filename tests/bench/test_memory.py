@@ -48,3 +48,15 @@ def test_an_unknown_method_is_refused(tmp_path, monkeypatch, capsys):
     assert "dmd" in (error := capsys.readouterr().err) and error.count("\n") == 1
     assert main(["memory", "gaussians", "--methods", "guidance"]) == 2
     assert "none of guidance can be trained on gaussians" in capsys.readouterr().err
+
+
+def test_the_loss_of_a_player_keeps_nothing_for_the_parameters_of_others():
+    """As in training, where gradients go to one player only."""
+    model, critic = nn.Linear(10, 20, bias=False), nn.Linear(20, 30, bias=False)
+    x = torch.randn(32, 10)
+    student = Player(model, lambda generator, step: critic(model(x)).sum(), lr=1e-3)
+    opponent = Player(critic, lambda generator, step: critic.weight.sum(), lr=1e-3)
+    weights, graph = 10 * 20 + 20 * 30, 32 * 10  # the input of the critic would serve its own weights alone
+    found = held({"opponent": opponent, "student": student}, [], torch.Generator())
+    assert found == FLOAT * (weights * (1 + 1 + 2) + graph)
+    assert all(parameter.requires_grad for module in (model, critic) for parameter in module.parameters())
