@@ -2,10 +2,13 @@
 
 import io
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from students import files
 from students.errors import FewstepError
+
+PIPE = re.compile(r"(?<!\\)\|")
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -37,3 +40,9 @@ def png(picture, inputs: str) -> bytes:
 def safe_name(name: str) -> str:
     """A student's name as a file name: `diffusers:DDIMScheduler` -> `diffusers-DDIMScheduler`."""
     return re.sub(r"[^\w.,=+-]", "-", name).lstrip(".")
+
+
+def markdown_table(header: Sequence, rows: Iterable[Sequence]) -> list[str]:
+    """The lines of a table of GitHub; a pipe within a cell is escaped, unless it is already."""
+    lines = ["| " + " | ".join(PIPE.sub(r"\\|", str(cell)) for cell in row) + " |" for row in (header, *rows)]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]

@@ -10,7 +10,7 @@ import pandas as pd
 from bench.measure import extractor_columns
 from bench.report.costs import RULE as COST_RULE
 from bench.report.costs import training_table
-from bench.report.files import write_atomically
+from bench.report.files import markdown_table, write_atomically
 from bench.report.quality import footnotes, grid_notes
 from bench.report.tables import (
     REAL,
@@ -111,7 +111,7 @@ def _section(group: pd.DataFrame, metric: str, better: dict[str, str], about: di
             lines += [f"### At most {budget} NFE", "", *_ranking(entries, group, metric, better), ""]
     if (costs := training_table(group, metric, better)) is not None:
         lines += ["### What training or a grid cost", "", COST_RULE.format(metric=f"`{metric}`"), ""]
-        lines += [*_markdown(list(costs), costs.to_numpy().tolist()), ""]
+        lines += [*markdown_table(list(costs), costs.to_numpy().tolist()), ""]
     if grids := grid_notes(group):
         lines += ["### Which grids were best", "", *(f"- {note}" for note in grids), ""]
     notes = footnotes(group, metric, better) + _unranked_note(table, group, metric)
@@ -159,9 +159,4 @@ def _ranking(entries: pd.DataFrame, cells: pd.DataFrame, metric: str, better: di
         numbers += [row["trained_in"]] if trained else []
         spent = [row["student"], row["steps"], f"{row['nfe']:.4g}"]
         rows.append([rank, *spent, *numbers, row["blocks"], plus_minus(row.get("latency_ms", math.nan))])
-    return _markdown(header, rows)
-
-
-def _markdown(header: list[str], rows: list[list]) -> list[str]:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, *rows)]
-    return [lines[0], "|" + "---|" * len(header), *lines[1:]]
+    return markdown_table(header, rows)

@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 
+from bench.report.files import markdown_table
 from bench.report.paper_table import DAGGER, Cell, Line, Table
 from bench.report.tables import WIDTH
 
@@ -51,10 +52,9 @@ def to_markdown(table: Table) -> str:
         text = f"*{text}*{DAGGER}" if cell.unconfirmed else text
         return f"{text} <sup>{', '.join(map(str, cell.notes))}</sup>" if cell.notes else text
 
-    rows = [list(table.columns), ["---"] * len(table.columns), *([shown(cell) for cell in row] for row in table.rows)]
+    body = markdown_table(table.columns, ([shown(cell) for cell in row] for row in table.rows))
     about = [f"- {_escaped(text)}" for text in table.about]
     notes = [f"{i}. {_escaped(note)}" for i, note in enumerate(table.notes, 1)]
-    body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([f"## {_escaped(table.title)}", "", *about, "", *body, *([""] if notes else []), *notes])
 
 

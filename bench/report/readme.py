@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.report.files import write_atomically
+from bench.report.files import markdown_table, write_atomically
 from bench.report.quality import quality_table
 from bench.report.tables import REAL, TEACHER, aggregate, describe, protocols, without_references
 from bench.report.uncertainty import difference
@@ -23,6 +23,7 @@ MARKED = re.compile(
     r"(<!-- (?P<kind>[a-z ]+): (?P<task>[\w.-]+)(?: of (?P<names>[^>]*?))? -->\n).*?(?P<end><!-- end of table -->)",
     re.DOTALL,
 )
+VERDICTS = ("better", "level", "worse")
 
 
 def update_all(folder: Path, *arguments) -> list[Path]:
@@ -68,7 +69,7 @@ def _against_solvers(cells: pd.DataFrame, metric: str, better: dict[str, str], n
     table = aggregate(main)
     table = without_references(table)[lambda rows: rows[metric].notna()]
     sign = 1 if better[metric] == "lower" else -1
-    lines = ["| evaluations | best solver | better | level | worse |", "|---|---|---|---|---|"]
+    lines = []
     for nfe in sorted(table.loc[table["family"] != "solver", "nfe"].unique()):
         rows = table[table["nfe"] == nfe]
         solvers, distilled = rows[rows["family"] == "solver"], rows[rows["family"] != "solver"]
@@ -76,12 +77,12 @@ def _against_solvers(cells: pd.DataFrame, metric: str, better: dict[str, str], n
             continue
         least = f"{solvers[metric].min() if sign > 0 else solvers[metric].max():.3g}"
         best = solvers[solvers[metric].map("{:.3g}".format) == least].sort_values("student").iloc[0]
-        places: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
+        places: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
         for row in distilled.sort_values(metric, ascending=sign > 0).to_dict("records"):
             places[_verdict(main, row, best, metric, sign)].append(f"`{row['student']}` {row[metric]:.3g}")
-        columns = [f"`{best['student']}` {best[metric]:.3g}", *(", ".join(names) for names in places.values())]
-        lines.append(f"| {nfe:g} | " + " | ".join(columns) + " |")
-    return "\n".join(lines)
+        named = (", ".join(names) for names in places.values())
+        lines.append([f"{nfe:g}", f"`{best['student']}` {best[metric]:.3g}", *named])
+    return "\n".join(markdown_table(["evaluations", "best solver", *VERDICTS], lines))
 
 
 def _verdict(cells: pd.DataFrame, ours: dict, best: pd.Series, metric: str, sign: int) -> str:

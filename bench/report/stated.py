@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.identity import code_hash, digest
-from bench.report.files import is_current, write_atomically
+from bench.report.files import is_current, markdown_table, write_atomically
 from bench.report.tables import WIDTH, plus_minus
 from bench.report.uncertainty import variance
 
@@ -84,9 +84,7 @@ def to_text(frame: pd.DataFrame, task: str) -> str:
 def to_markdown(frame: pd.DataFrame) -> list[str]:
     """A section of a leaderboard."""
     table = shown(frame)
-    rows = [list(table), *table.to_numpy().tolist()]
-    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(table.columns))
+    lines = markdown_table(list(table), table.to_numpy().tolist())
     said = [f"- {note}" for note in notes(frame)]
     return [f"## {TITLE[0].upper()}{TITLE[1:]}", "", *lines, "", *said, *([""] if said else [])]
 
