@@ -179,7 +179,7 @@ def _plot(arguments) -> int:
     from bench import report
 
     for task, store in _stored(arguments):
-        for variant in report.variants(task, store):
+        for variant in report.variants(task, store.cells()):
             say_written(report.write(variant, store, arguments.out, report.variant_folder(variant, task)))
     return 0
 

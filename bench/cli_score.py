@@ -59,8 +59,9 @@ def _score(arguments) -> int:
     )
     store = Store(arguments.out, task.name)
     record = score(task, arguments.path, Stated(name, arguments.steps, arguments.nfe), store, asked)
-    print(report.stated_text(task, store))
-    for path in report.write_stated(task, store, arguments.out):
+    cells = store.cells()
+    print(report.stated_text(task, cells))
+    for path in report.write_stated(task, cells, arguments.out):
         print(f"wrote {path}")
     for metric, reason in record["failures"].items():
         print(f"error: {metric}: {reason}", file=sys.stderr)

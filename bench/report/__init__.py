@@ -35,23 +35,24 @@ def write(task: Task, store: Store, out: Path, folder: str) -> list[Path]:
     """Write `out/reports/<folder>`, and what there is of samples that were brought; returns the paths."""
     from bench.report.report import write_report
 
-    brought = write_stated(task, store, out)
-    if brought and not _has_students(store):
+    records = store.cells()
+    brought = write_stated(task, records, out)
+    if brought and not _has_students(records):
         return brought
-    cells, metric = _cells(store.cells(), task, store)
+    cells, metric = _cells(records, task, store)
     return brought + write_report(cells, folder, metric, directions(task), out)
 
 
-def stated_text(task: Task, store: Store) -> str:
+def stated_text(task: Task, records: list[dict]) -> str:
     """The table of samples that were brought, ready to print."""
     from bench.report import stated
 
-    return stated.to_text(stated.stated_frame(_brought(task, store)), task.name)
+    return stated.to_text(stated.stated_frame(_brought(task, records)), task.name)
 
 
-def write_stated(task: Task, store: Store, out: Path) -> list[Path]:
+def write_stated(task: Task, records: list[dict], out: Path) -> list[Path]:
     """Write the table and the picture of samples that were brought, if there are any, into `out/reports/<task>`."""
-    if not (records := _brought(task, store)):
+    if not (records := _brought(task, records)):
         return []
     from bench.report import stated
 
@@ -59,13 +60,13 @@ def write_stated(task: Task, store: Store, out: Path) -> list[Path]:
     return stated.write_stated(stated.stated_frame(records), task.name, Path(out) / "reports" / task.name, better)
 
 
-def _brought(task: Task, store: Store) -> list[dict]:
+def _brought(task: Task, records: list[dict]) -> list[dict]:
     """Of the task's version, the latest record of each."""
-    return [each for each in latest(store.cells()) if each.get("family") == STATED and each["version"] == task.version]
+    return [each for each in latest(records) if each.get("family") == STATED and each["version"] == task.version]
 
 
-def _has_students(store: Store) -> bool:
-    return any(record["student"] != REAL and record.get("family") != STATED for record in store.cells())
+def _has_students(records: list[dict]) -> bool:
+    return any(record["student"] != REAL and record.get("family") != STATED for record in records)
 
 
 def write_leaderboard(task: Task, store: Store, out: Path) -> list[Path]:
@@ -76,12 +77,13 @@ def write_leaderboard(task: Task, store: Store, out: Path) -> list[Path]:
     """
     from bench.report import leaderboard, readme, stated
 
-    records = _brought(task, store)
-    below = stated.to_markdown(stated.stated_frame(records)) if records else []
-    if records and not _has_students(store):
+    records = store.cells()
+    brought = _brought(task, records)
+    below = stated.to_markdown(stated.stated_frame(brought)) if brought else []
+    if brought and not _has_students(records):
         return [stated.write_board(below, task.name, out)]
     parts = []
-    for variant in variants(task, store):
+    for variant in variants(task, records):
         reference = "exact moments and samples" if variant.extractor is None else "training half"
         about = {
             "reference": f"{reference} of `{variant.data}`",
@@ -89,21 +91,21 @@ def write_leaderboard(task: Task, store: Store, out: Path) -> list[Path]:
         }
         if variant != task:
             about["not the task's protocol"] = f"which has {task.samples} samples, extractor `{task.extractor}`"
-        cells, metric = _cells(store.cells(), variant, store)
+        cells, metric = _cells(records, variant, store)
         parts.append((cells, metric, directions(variant), about))
     cells, metric, better, _ = parts[0]
     board = leaderboard.write_leaderboard(parts, out, below)
     return [board, *readme.update_all(Path(out), cells, task.name, metric, better)]
 
 
-def variants(task: Task, store: Store) -> list[Task]:
-    """The task with each (extractor, samples) that the store has students' cells of, most samples first.
+def variants(task: Task, records: list[dict]) -> list[Task]:
+    """The task with each (extractor, samples) that students' cells are of, most samples first.
 
     Only the task as it is, if there are cells of that.
     """
     found = {
         (record["extractor"], record["samples"])
-        for record in store.cells()
+        for record in records
         if record["student"] != REAL and record["version"] == task.version and "extractor" in record
         if record.get("family") != STATED
     }
