@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
+from bench import protocols
 from bench.published import BENCHMARKS, COLUMNS, FILE, METRICS, Published, read
 from bench.studies import CONVERGENCE, STUDIES
 from bench.tasks import ROUNDINGS, Task
@@ -145,8 +146,11 @@ def load_protocol(name: str) -> Protocol:
     known = _shared("protocols")
     if name not in known:
         raise unknown("protocol", name, known)
-    path = FOLDER / "_protocols.yaml"
-    protocol = filled(Protocol, {"name": name} | known[name], path)
+    path, stated = FOLDER / "_protocols.yaml", {}
+    if name in protocols.protocol_names():
+        block = protocols.load_protocol(name)
+        stated = {"samples": block.samples, "rounding": block.rounding, "extractor": block.extractor}
+    protocol = filled(Protocol, {"name": name} | stated | known[name], path)
     if protocol.rounding not in (None, *ROUNDINGS):
         raise FewstepError(f"{path}: {unknown('rounding', protocol.rounding, ROUNDINGS)}")
     return protocol
