@@ -1,6 +1,7 @@
 """The commands for samples made anywhere: `score` and `compare-folders`. Nothing heavy is imported before one runs."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def _score(arguments) -> int:
 
     check_device(arguments.device)
     task = load_task(arguments.task)
-    name = arguments.name or arguments.path.resolve().stem
+    path = Path(os.path.abspath(arguments.path))  # which says what "." is called, and follows no link
+    name = arguments.name or (path.name if path.is_dir() else path.stem)
     asked = Asked(
         arguments.protocol,
         arguments.reference,

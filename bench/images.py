@@ -6,6 +6,7 @@ are the same content.
 """
 
 import hashlib
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from bench.images_decoding import decode, resized
 from bench.measure.representations import to_uint8
-from students.errors import FewstepError
+from students.errors import FewstepError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHANNELS = (1, 3)
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 CHUNK = 256  # images read at a time where nothing else asks
 NAMED = 3  # files at most that an error names
 SLACK = 1e-3  # of a stated range, relative to its width
@@ -82,7 +84,11 @@ class FileImages(Images):
         self.names, self.read, self.left_out = names, read, left_out
 
     def _image(self, name: str) -> np.ndarray:
-        return decode(self.read(name), name, self.rule.channels, self.rule.size, self.rule.filter)
+        try:
+            content = self.read(name)
+        except Exception as error:  # zipfile raises many kinds, for checksums, passwords and methods
+            raise FewstepError(f"{name} cannot be read ({one_line(error)})") from error
+        return decode(content, name, self.rule.channels, self.rule.size, self.rule.filter)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         for start in range(0, len(self.names), size):
@@ -124,7 +130,9 @@ class ArrayImages(Images):
         channels = shape[3 if self.last else 1]
         if channels > rule.channels:
             raise FewstepError(f"{path} holds images in colour, the task's are grey: bring grey ones")
-        self.floats = "float" in dtype
+        if 0 in shape:
+            raise FewstepError(f"{path} holds an array of shape {shape}, without a pixel: bring images")
+        self.floats = dtype in FLOATS
         if not self.floats and dtype != "uint8":
             raise FewstepError(f"{path} holds {dtype}: images must be uint8 from 0 to 255, or floats with --range")
         if self.floats and rule.limits is None:
@@ -201,8 +209,7 @@ def open_images(path: Path, rule: Rule) -> Images:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        files = (each for each in path.rglob("*") if each.is_file())
-        names = [str(each.relative_to(path)) for each in files]
+        names = [str(each.relative_to(path)) for each in _below(path)]
         return _files(path, rule, names, lambda name: (path / name).read_bytes())
     if not path.is_file():
         raise FewstepError(f"there is no {path}: give a folder of images, or a {', '.join(['.zip', *ARRAYS])} file")
@@ -227,6 +234,15 @@ ARRAYS = {
 }
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    """The files below a folder; of folders that links lead to again, as in a loop, the first time."""
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if os.path.realpath(Path(here, name)) not in seen]
+        seen |= {os.path.realpath(here), *(os.path.realpath(Path(here, name)) for name in folders)}
+        yield from (path for name in files if (path := Path(here, name)).is_file())
+
+
 def _zip(path: Path, rule: Rule) -> Images:
     try:
         archive = zipfile.ZipFile(path)
@@ -236,6 +252,8 @@ def _zip(path: Path, rule: Rule) -> Images:
 
 
 def _files(path: Path, rule: Rule, names: list[str], read: Callable[[str], bytes]) -> Images:
+    if rule.limits is not None:
+        raise FewstepError(f"{path} holds image files, whose values go from 0 to 255: leave --range out")
     seen = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
     images = sorted(name for name in seen if name.lower().endswith(SUFFIXES))
     if len(images) < 2:

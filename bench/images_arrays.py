@@ -21,7 +21,7 @@ Opened = tuple[tuple[int, ...], str, Callable[[int], Iterator]]
 def open_npz(path: Path) -> Opened:
     """`arr_0` of an archive of numpy, unpacked chunk by chunk."""
     with _archive(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         if ARRAY not in names:
             raise FewstepError(f"{path} has no {ARRAY}, but {', '.join(names) or 'nothing'}: save the images under it")
         with archive.open(f"{ARRAY}.npy") as member, _reading(path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from students.errors import FewstepError, one_line
@@ -35,6 +35,9 @@ def decode(content: bytes, name: str, channels: int, size: int | None = None, by
             plain = _plain(image, name)
     except FewstepError:
         raise
+    except UnidentifiedImageError as error:  # its text names an address in memory
+        what = "no image, or is damaged" if content else "empty"
+        raise FewstepError(f"{name} is {what}: get the file again") from error
     except Exception as error:  # Pillow raises many kinds, all about the same file
         raise FewstepError(f"{name} is no image, or is damaged ({one_line(error)})") from error
     if plain.mode == "RGB" and channels == 1:

@@ -32,7 +32,10 @@ from students.training.teacher import denoising_loss
 
 
 def memory(task: Task, methods: Sequence[str] = ()) -> Path:
-    """Write the table; returns its path. Methods that cannot be trained on the task are left out, with their reason."""
+    """Write the table, in which rows of other methods stay; returns its path.
+
+    Methods that cannot be trained on the task are left out, with their reason on standard error.
+    """
     checked(task, methods, ())
     path = Path("reports", task.name, "memory.csv")
     check_folder(path.parent, "working folder")
@@ -44,7 +47,9 @@ def memory(task: Task, methods: Sequence[str] = ()) -> Path:
             tqdm.write(f"note: {name} is left out: {error}", file=sys.stderr)
     if not rows:
         raise FewstepError(f"none of {', '.join(methods or METHODS)} can be trained on {task.name}")
-    return write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
+    known = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    table = pd.DataFrame({row["method"]: row for row in known + rows}.values())
+    return write_atomically(path, table.to_csv(index=False).encode())
 
 
 def _row(name: str, task: str) -> dict:

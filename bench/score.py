@@ -7,6 +7,7 @@ reference statistics. What the protocol asks for and the images do not meet is s
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from bench.tasks import Task
 from students.errors import FewstepError, unknown
 
 KEPT = 16  # images of a cell
+MOST = 10**9  # steps or NFE that can be stated
 OF_SAMPLES = ("is", "vendi")  # what is known of samples alone
 OF_MOMENTS = (*OF_SAMPLES, "fd")
 OF_IMAGES = (*OF_MOMENTS, "kid", "prc", "coverage")
@@ -44,9 +46,13 @@ class Stated:
     def __post_init__(self):
         if not self.name.strip():
             raise FewstepError("--name must not be empty")
+        if not self.name.isprintable():
+            raise FewstepError("--name must be one line of printable characters: state another")
         for key in ("steps", "nfe"):
             value = getattr(self, key)
-            if value is not None and not 0 < value < float("inf"):
+            if value is not None and value > MOST:
+                raise FewstepError(f"--{key} must be a number up to {MOST:,}")
+            if value is not None and not value > 0:
                 raise FewstepError(f"--{key} must be above 0, got {value:g}")
 
 
@@ -122,7 +128,8 @@ def score(task: Task, path: Path, stated: Stated, store: Store, asked: Asked) ->
     """
     subject = _subject(task, path, asked)
     steps_and_nfe = {"steps": stated.steps, "nfe": stated.nfe}
-    said = {"steps": stated.steps, "stated": steps_and_nfe, "brought": subject.recorded()}
+    said: dict[str, Any] = {"steps": stated.steps, "stated": steps_and_nfe, "brought": subject.recorded()}
+    said["content"] = subject.images.content.hash
     for line in [*_left_out(subject.images), *subject.unmet()]:
         print(f"note: {line}", file=sys.stderr)
     cell = Cell(stated.name, stated.steps or 0, 1.0, 0, subject.identity(stated.name))

@@ -132,7 +132,7 @@ def _json(cell: dict) -> bytes:
 
 # What makes two cells the same measurement: of these, `latest` keeps the one finished last.
 KEYS = ["task", "student", "steps", "guidance", "dtype", "seed_block", "samples", "rounding", "extractor", "version"]
-KEYS += ["protocol", "reference"]  # of samples that were brought
+KEYS += ["protocol", "reference", "content"]  # of samples that were brought
 
 
 def latest(cells: list[dict]) -> list[dict]:

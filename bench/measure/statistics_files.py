@@ -52,7 +52,7 @@ def _archived(path: Path) -> dict:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if not name.startswith("arr_")}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
         raise FewstepError(f"{path} is no archive of numbers, or is damaged ({one_line(error)})") from error
 
 
@@ -64,6 +64,8 @@ def _pickled(path: Path, extractor: str) -> dict:
     if not isinstance(content, dict):
         raise FewstepError(f"{path} holds a {type(content).__name__}: take a pickle of mu and sigma")
     part = content.get(ENTRIES.get(extractor, "fid"), content)
+    if not isinstance(part, dict):
+        raise FewstepError(f"{path} holds no mu and sigma for {extractor}: take a file of reference statistics")
     return {name: value.values for name, value in part.items() if isinstance(value, NumpyArray)}
 
 

@@ -17,7 +17,7 @@ def against_stated(rows: pd.DataFrame, metric: str, direction: str, nfe: str, ti
     figure = Figure(figsize=(10, height), dpi=DPI)
     axes = figure.add_axes((0.075, 0.8 / height, 0.6, 1 - 1.6 / height))
     dress(axes)
-    labels = [f"{name} ({count})" for name, count in zip(rows["name"], rows["samples"], strict=True)]
+    labels = [f"{_plain(name)} ({count})" for name, count in zip(rows["name"], rows["samples"], strict=True)]
     styles = {
         label: Style(INK, marker, "none", 1.2, 6.5, INK, 3)
         for label, marker in zip(labels, cycle(MARKERS), strict=False)
@@ -38,6 +38,11 @@ def against_stated(rows: pd.DataFrame, metric: str, direction: str, nfe: str, ti
     points = pd.DataFrame({"label": labels, "x": rows[nfe].to_numpy(), "y": rows[metric].to_numpy()})
     label_column(axes, points, styles)
     axes.set_xlabel("network evaluations per image (NFE), stated and not measured")
-    axes.set_ylabel(f"{metric} ({direction} is better)")
-    head(axes, title, "samples that were brought, with how many images; bars: ± 1 standard error")
+    axes.set_ylabel(f"{_plain(metric)} ({direction} is better)")
+    head(axes, _plain(title), "samples that were brought, with how many images; bars: ± 1 standard error")
     return figure
+
+
+def _plain(text: str) -> str:
+    """Text of a stranger, in which matplotlib is to see no mathematics."""
+    return text.replace("$", r"\$")

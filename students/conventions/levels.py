@@ -57,7 +57,10 @@ class Setting:
 def _between(start: float, end: float, intervals: int, rho: float = 1.0) -> Tensor:
     """intervals + 1 values from start to end, both exact, even in the rho-th root."""
     fractions = torch.arange(intervals + 1, dtype=torch.float64) / intervals
-    first, last = start ** (1 / rho), end ** (1 / rho)
+    try:
+        first, last = start ** (1 / rho), end ** (1 / rho)
+    except OverflowError as error:
+        raise FewstepError(f"rho={rho:g} makes levels that no float holds: take a larger one") from error
     values = (first + fractions * (last - first)) ** rho
     values[0], values[-1] = start, end
     return values
@@ -210,9 +213,9 @@ def cm(setting: Setting, points: list | None = None, of: Annotated[int, Range(2)
     """
     if points is None and (of != POINTS[1][-1] + 1 or setting.steps not in POINTS):
         raise UnsupportedSteps(f"no points of {of} are known for {setting.steps} steps: name them, points=[0,22,39]")
-    chosen = points or POINTS[setting.steps]
+    chosen = POINTS[setting.steps] if points is None else points
     whole = all(type(point) is int for point in chosen)
-    if not whole or sorted(set(chosen)) != [*chosen] or chosen[0] < 0 or chosen[-1] != of - 1:
+    if not chosen or not whole or sorted(set(chosen)) != [*chosen] or chosen[0] < 0 or chosen[-1] != of - 1:
         raise UnsupportedSteps(f"points are whole numbers that increase, the last {of - 1}, the data end; got {chosen}")
     if len(chosen) != setting.steps + 1:
         raise UnsupportedSteps(f"{len(chosen)} points make {len(chosen) - 1} steps, not {setting.steps}")

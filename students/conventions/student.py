@@ -101,7 +101,8 @@ class ConventionStudent(SolverStudent):
 
     def _evaluations(self, n_steps: int) -> int:
         if self.plain is dpm_solver:
-            return n_steps * self.solver_options["order"]
+            order = inspect.signature(dpm_solver).parameters["order"].default
+            return n_steps * self.solver_options.get("order", order)
         return n_steps * (2 if self.plain in TWICE else 1)
 
     def levels(self, n_steps: int) -> Tensor:

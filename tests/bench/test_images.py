@@ -236,3 +236,43 @@ def test_resizing_is_pillows_by_name(tmp_path, pixels):
     (tmp_path / "files" / "wide.png").write_bytes(png(np.zeros((4, 6, 3), np.uint8)))
     with pytest.raises(FewstepError, match=r"wide.png is 6 x 4: only square images are resized"):
         assert open_images(tmp_path / "files", Rule(size=3, filter="box")).content
+
+
+def test_folders_behind_links_are_read_and_loops_are_no_end(tmp_path, pixels):
+    folder(tmp_path / "elsewhere", pixels[:3])
+    folder(tmp_path / "here", pixels[3:])
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "here" / "loop").symlink_to(tmp_path / "here")
+    assert open_images(tmp_path / "here", Rule()).content.count == N
+
+
+def test_an_archive_that_cannot_be_read_is_named(tmp_path, pixels):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for i, image in enumerate(pixels):
+            archive.writestr(f"{i}.png", png(image))
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 255
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(FewstepError, match=r"1 of 7 images .* cannot be taken: 0.png cannot be read \(.*Bad CRC"):
+        assert open_images(tmp_path / "x.zip", Rule()).content
+    with zipfile.ZipFile(tmp_path / "bare.npz", "w") as archive:
+        archive.writestr("arr_0", b"0")
+    with pytest.raises(FewstepError, match=r"bare\.npz has no arr_0, but nothing"):
+        open_images(tmp_path / "bare.npz", Rule())
+
+
+def test_empty_files_ranges_of_files_and_other_floats_are_refused_by_their_cause(tmp_path, pixels):
+    folder(tmp_path / "x", pixels)
+    with pytest.raises(FewstepError, match="values go from 0 to 255: leave --range out"):
+        open_images(tmp_path / "x", FLOATS)
+    (tmp_path / "x" / "empty.png").write_bytes(b"")
+    (tmp_path / "x" / "text.png").write_bytes(b"no image")
+    with pytest.raises(FewstepError, match=r"empty\.png is empty: .*text\.png is no image, or is damaged") as error:
+        assert open_images(tmp_path / "x", Rule()).content
+    assert " at 0x" not in str(error.value)
+    for name, values in (("long", pixels.astype(np.longdouble) / 255), ("none", np.zeros((5, 0, 0, 1), np.uint8))):
+        np.save(tmp_path / f"{name}.npy", values)
+    with pytest.raises(FewstepError, match="images must be uint8 from 0 to 255, or floats"):
+        open_images(tmp_path / "long.npy", FLOATS)
+    with pytest.raises(FewstepError, match="without a pixel"):
+        open_images(tmp_path / "none.npy", Rule())

@@ -40,6 +40,9 @@ def test_the_table_has_a_row_for_each_method_and_nothing_is_trained(tmp_path, mo
     assert table["x_diffusion"].is_monotonic_increasing and 1 < table.loc["knowledge", "x_diffusion"] < 1.5
     assert table.loc["dmd", "networks"] == 4  # the teacher stands for a network here
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["memory.csv"]
+    assert main(["memory", "gaussians", "--methods", "dmd"]) == 0
+    again = pd.read_csv(tmp_path / "reports" / "gaussians" / "memory.csv", index_col="method")
+    pd.testing.assert_frame_equal(again, table)
 
 
 def test_an_unknown_method_is_refused(tmp_path, monkeypatch, capsys):

@@ -212,6 +212,11 @@ def test_bad_input_is_said_in_one_line(brought, images, tmp_path, capsys):
         ([adm, "--resize", "cubic"], "unknown filter 'cubic': did you mean 'bicubic'"),
         ([adm, "--metrics", "fdd"], "unknown metric 'fdd'"),
         ([adm, "--name", " "], "--name must not be empty"),
+        ([adm, "--name", "two\nlines"], "--name must be one line of printable characters"),
+        ([adm, "--nfe", "1.7e308"], "--nfe must be a number up to 1,000,000,000"),
+        ([adm, "--nfe", "inf"], "--nfe must be a number up to 1,000,000,000"),
+        ([adm, "--nfe", "nan"], "--nfe must be above 0, got nan"),
+        ([adm, "--steps", "9" * 400], "--steps must be a number up to 1,000,000,000"),
         ([adm, "--nfe", -1], "--nfe must be above 0, got -1"),
         ([adm, "--steps", 0], "--steps must be above 0, got 0"),
         ([adm, "--range", 1, 0], "--range must be two finite numbers, the smaller first"),
@@ -226,6 +231,36 @@ def test_bad_input_is_said_in_one_line(brought, images, tmp_path, capsys):
     assert not (tmp_path / "out" / "run").exists() or not cells(tmp_path / "out")
     assert main(["score", str(adm), "--task", "gaussians", "--out", str(tmp_path)]) == 2
     assert "task 'gaussians' has no images" in capsys.readouterr().err
+
+
+def test_each_content_under_one_name_keeps_its_number(brought, images, tmp_path, capsys):
+    np.savez(tmp_path / "other.npz", (255 - images).permute(0, 2, 3, 1).numpy())
+    shown = []
+    for path in (brought / "adm.npz", tmp_path / "other.npz", brought / "adm.npz"):
+        assert score(path, "--name", "m", "--nfe", 4, "--metrics", "fd", out=tmp_path) == 0
+        shown.append(capsys.readouterr().out)
+    table = pd.read_csv(tmp_path / "reports" / "digits" / "stated.csv")
+    assert len(table) == 2 == table["content"].nunique() == table["fd_digits_cnn"].nunique()
+    assert shown[1].splitlines()[3:5] == shown[2].splitlines()[3:5]
+
+
+def test_a_name_with_mathematics_breaks_no_picture(brought, tmp_path, capsys):
+    for name in (r"$\foo$", "a $x^2$ b"):
+        assert score(brought / "adm.npz", "--name", name, "--nfe", 2, "--metrics", "fd", out=tmp_path) == 0
+    assert main(["plot", "digits", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "reports" / "digits" / "stated.png").stat().st_size > 1000
+
+
+def test_a_folder_is_called_by_its_whole_name(images, tmp_path, capsys):
+    for name in ("heun-1.5", "heun-1.7"):
+        (tmp_path / name).mkdir()
+        for i in (0, 1):
+            Image.fromarray(images[i, 0].numpy()).save(tmp_path / name / f"{i}.png")
+        assert score(tmp_path / name, "--metrics", "fd", out=tmp_path) == 0
+    assert {cell["student"] for cell in cells(tmp_path)} == {"heun-1.5", "heun-1.7"}
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert score(tmp_path / "loop", out=tmp_path) == 2
+    assert "there is no" in capsys.readouterr().err
 
 
 def test_resized_images_are_another_cell(images, tmp_path, capsys):

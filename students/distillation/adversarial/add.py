@@ -12,6 +12,7 @@ from students.diffusion.schedules import VE
 from students.distillation.adversarial.core import HINGE, Adversarial, noised
 from students.distillation.functions import matching_levels, normal, squared
 from students.distillation.method import trainable
+from students.errors import FewstepError
 from students.networks.discriminator import EncoderDiscriminator, FeatureDiscriminator
 from students.options import Range
 from students.training.batches import Batch
@@ -44,6 +45,8 @@ class AdversarialDiffusion(Adversarial):
 
     def prepare(self):
         self.encoder = None
+        if len(self.start.shape) == 1 and self.options.encoder is not None:
+            raise FewstepError("add: encoders are of images, and vectors have none: leave encoder out")
         if len(self.start.shape) == 3:
             path = Path(self.options.encoder or encoder_weights(self.source.name or ""))
             self.encoder = load_encoder(path, self.start.shape, next(self.start.parameters()).device)

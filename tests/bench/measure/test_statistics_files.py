@@ -111,7 +111,12 @@ def test_damaged_files_are_named(tmp_path, moments):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
     (tmp_path / "cut.pkl").write_bytes(pickle.dumps({"mu": moments[0]})[:100])
     write(tmp_path / "list.pkl", [1])
-    for name in ("cut.npz", "cut.pkl", "list.pkl"):
+    write(tmp_path / "value.pkl", {"fid": 2.3})
+    np.savez_compressed(tmp_path / "bytes.npz", mu=moments[0], sigma=moments[1])
+    content = bytearray((tmp_path / "bytes.npz").read_bytes())
+    content[150:160] = bytes(10)
+    (tmp_path / "bytes.npz").write_bytes(content)
+    for name in ("cut.npz", "cut.pkl", "list.pkl", "value.pkl", "bytes.npz"):
         with pytest.raises(FewstepError, match=name):
             read_moments(tmp_path / name, "inception")
 

@@ -268,6 +268,11 @@ def test_dpm_solver_ends_nearer_to_the_data_beyond_fifteen_evaluations():
         assert found[-1].item() == pytest.approx(end, rel=1e-9)
 
 
+def test_an_order_that_is_not_given_is_the_solvers_own():
+    spec = "students.solvers.dpm_solver:dpm_solver:convention=dpm_solver_logsnr"
+    assert torch.equal(load(spec).levels(6), load("dpm_solver_3:convention=dpm_solver_logsnr").levels(6))
+
+
 # What is refused
 
 
@@ -278,6 +283,8 @@ def test_dpm_solver_ends_nearer_to_the_data_beyond_fifteen_evaluations():
         ("heun:convention=edm,grid=uniform", "a convention has the steps of its own: leave grid out, or convention"),
         ("heun:convention=edm,t_min=0.1", "takes no option 't_min'"),
         ("heun:convention=edm,rho=0", "rho must be a number above 0"),
+        ("heun:convention=edm,rho=0.005", "rho=0.005 makes levels that no float holds"),
+        ("students.samplers.consistency:consistency:convention=cm,points=[]", "points are whole numbers that increase"),
         ("heun:convention=trailing,rho=7", "takes no option 'rho'"),
         ("heun:convention=trailing,betas=cosine", "betas must be one of linear, scaled_linear"),
         ("heun:convention=edm,zero_snr=true", "takes no option 'zero_snr'"),

@@ -246,6 +246,8 @@ def test_an_absent_encoder_is_an_error_that_names_the_file(tmp_path, capsys):
     assert "no encoder at " in (error := capsys.readouterr().err) and "cifar10/encoder.safetensors" in error
     assert main([*arguments, "--options", "encoder=my/encoder.safetensors"]) == 2
     assert "no encoder at my/encoder.safetensors" in capsys.readouterr().err
+    assert main(["train", "add", "--task", "gaussians", *arguments[4:], "--options", "encoder=my"]) == 2
+    assert "vectors have none: leave encoder out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
